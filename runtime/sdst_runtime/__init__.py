@@ -1,0 +1,50 @@
+"""Grounds sentences in video. Imports no torch; model runners and decoders are imported when first used.
+
+from sdst_runtime import Grounder
+
+grounder = Grounder.load("bundle")
+video = grounder.encode("video.mp4")                    # once
+answer = grounder.ground(video, "a red circle moves left")  # many times
+answer.moments[0].start_s, answer.moments[0].end_s, answer.moments[0].score
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .contracts import FeatureSpec, Grounding, Moment, TextFeatures, VideoFeatures
+    from .errors import SdstError
+    from .grounder import Grounder
+    from .session import Session, open_session
+
+_HOME = {
+    "FeatureSpec": "contracts",
+    "Grounding": "contracts",
+    "Moment": "contracts",
+    "TextFeatures": "contracts",
+    "VideoFeatures": "contracts",
+    "SdstError": "errors",
+    "Grounder": "grounder",
+    "Session": "session",
+    "open_session": "session",
+}
+
+__all__ = [
+    "FeatureSpec",
+    "Grounder",
+    "Grounding",
+    "Moment",
+    "SdstError",
+    "Session",
+    "TextFeatures",
+    "VideoFeatures",
+    "open_session",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

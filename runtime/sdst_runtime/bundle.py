@@ -1,0 +1,110 @@
+"""A bundle: the directory that a device needs, and nothing else.
+
+vision, text and head models, tokenizer.json, and bundle.json: the feature contract and the SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .contracts import FeatureSpec
+from .errors import ContractError, InputError
+from .files import sha256_file, write_json
+from .session import Session, open_session
+
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+MODELS = ("vision", "text", "head")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json."""
+
+    format: int
+    sdst_version: str
+    spec: FeatureSpec
+    models: dict[str, str]  # "vision", "text", "head" -> file name
+    files: dict[str, str]  # file name -> SHA-256
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are all there and unchanged."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Bundle:
+        """Check every file's digest. Raises InputError (missing) or ContractError (changed, another format)."""
+        directory = Path(directory)
+        manifest = _read_manifest(directory)
+        for name, digest in manifest.files.items():
+            if not (directory / name).is_file():
+                raise InputError(f"{directory}: {name} is missing from the bundle; copy it again or export anew")
+            got = sha256_file(directory / name)
+            if got != digest:
+                raise ContractError(
+                    f"{directory}: {name} has changed: sha256 {got[:12]}, {MANIFEST} says {digest[:12]}; "
+                    "copy it again or export anew"
+                )
+        return cls(directory, manifest)
+
+    def path(self, model: str) -> Path:
+        """The file of "vision", "text" or "head"."""
+        return self.directory / self.manifest.models[model]
+
+    def session(self, model: str, threads: int | None = None) -> Session:
+        """Open a model. Raises ContractError when it was exported under another contract than the bundle's."""
+        session = open_session(self.path(model), threads)
+        text = session.metadata.get("sdst.spec")
+        if text is None:
+            raise ContractError(f"{self.path(model)}: carries no feature contract; export it again with this project")
+        exported = FeatureSpec.from_json(text, self.path(model))
+        for field in dataclasses.fields(FeatureSpec):
+            ours, theirs = getattr(self.manifest.spec, field.name), getattr(exported, field.name)
+            if ours != theirs:
+                raise ContractError(
+                    f"{self.directory}: {MANIFEST} says {field.name} is {ours!r}, {self.path(model).name} was exported "
+                    f"with {theirs!r}; export the bundle again"
+                )
+        return session
+
+
+def write_manifest(directory: Path, spec: FeatureSpec, models: dict[str, str], version: str) -> Bundle:
+    """Digest the files of a finished bundle and write bundle.json, last, so that a bundle without it is unfinished."""
+    names = [*models.values(), TOKENIZER]
+    files = {name: sha256_file(directory / name) for name in names}
+    manifest = Manifest(FORMAT, version, spec, models, files)
+    write_json(directory / MANIFEST, dataclasses.asdict(manifest))
+    return Bundle(directory, manifest)
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    from pydantic import TypeAdapter, ValidationError
+
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{directory}: not a bundle, it has no {MANIFEST}; give the directory that  sdst export  wrote"
+        )
+    adapter: Any = TypeAdapter(Manifest)
+    try:
+        manifest = adapter.validate_json(path.read_bytes(), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise ContractError(f"{path}: does not parse: {field}: {first['msg']}; export the bundle again") from error
+    if manifest.format != FORMAT:
+        raise ContractError(f"{path}: bundle format {manifest.format}, this sdst reads {FORMAT}; export it again")
+    unknown = sorted(set(MODELS) - manifest.models.keys()) or sorted(
+        name for name in (*manifest.models.values(), *manifest.files) if Path(name).name != name
+    )
+    if unknown or not {*manifest.models.values(), TOKENIZER} <= manifest.files.keys():
+        raise ContractError(f"{path}: does not list its models and their digests; export the bundle again")
+    return manifest

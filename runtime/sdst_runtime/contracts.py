@@ -1,0 +1,128 @@
+"""What flows between the rooms: the feature contract and the arrays that carry it.
+
+Shape letters: T clips, K tapped layers, L text tokens, V visual width, X text width. Time is in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ContractError, InputError
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """How features are made. Written into feature files, checkpoints, ONNX metadata and bundles.
+
+    Features are usable together only if every field agrees; `layers` may be larger in stored features than a model
+    needs, since a model takes the last ones.
+    """
+
+    backbone: str  # name of the vision-language backbone, e.g. "internvideo2-1b-stage2"
+    backbone_sha256: str  # of the weights file
+    layers: int  # K, the last K blocks, shallow to deep
+    pool: str  # "adaptive", "cls" or "mean"
+    frames_per_clip: int
+    clip_s: float  # seconds a clip
+    image_size: int  # pixels, square; frames are squashed to it
+    resize: str  # resampling filter, e.g. "bicubic"
+    mean: tuple[float, float, float]  # RGB, of values in 0..1
+    std: tuple[float, float, float]
+    video_width: int  # V
+    text_model: str
+    max_tokens: int  # special tokens included
+    text_width: int  # X
+
+    def to_json(self) -> str:
+        """One line of JSON, field order as declared."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, source: str | Path) -> FeatureSpec:
+        """Parse strictly. Raises ContractError naming `source` and the first field that does not fit."""
+        from pydantic import ValidationError
+
+        try:
+            return _spec_adapter().validate_json(text, strict=True, extra="forbid")
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise ContractError(f"{source}: feature contract does not parse: {field}: {first['msg']}") from error
+
+    def require(self, needed: FeatureSpec, *, have: str | Path, need: str | Path) -> None:
+        """Raise ContractError unless features under `self` serve a model for `needed`; `have` and `need` name both."""
+        for field in dataclasses.fields(self):
+            ours, theirs = getattr(self, field.name), getattr(needed, field.name)
+            fits = ours >= theirs if field.name == "layers" else ours == theirs
+            if not fits:
+                raise ContractError(
+                    f"feature contracts disagree on {field.name}: {have} has {ours!r}, {need} needs {theirs!r}; "
+                    "make the features again with the model's contract"
+                )
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Pooled features of one video."""
+
+    features: np.ndarray  # T K V, float32 or float16, shallow to deep
+    duration_s: float
+    spec: FeatureSpec
+
+    def __post_init__(self) -> None:
+        _check(self.features, ("T", self.spec.layers, self.spec.video_width), "video features")
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Token features of one sentence, special tokens included."""
+
+    features: np.ndarray  # K L X, float32 or float16, shallow to deep
+    query: str
+    spec: FeatureSpec
+
+    def __post_init__(self) -> None:
+        _check(self.features, (self.spec.layers, "L", self.spec.text_width), "text features")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One window of the video that answers the query."""
+
+    start_s: float
+    end_s: float
+    score: float  # 0..1
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """The answer to one query: moments by descending score, and a highlight value for each clip."""
+
+    query: str
+    moments: tuple[Moment, ...]
+    saliency: np.ndarray  # T, float32, cosine in -1..1
+    clip_s: float
+
+
+@cache
+def _spec_adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(FeatureSpec)
+
+
+def _check(array: np.ndarray, shape: tuple[int | str, ...], what: str) -> None:
+    fits = array.ndim == len(shape) and all(
+        size == want if isinstance(want, int) else size > 0 for size, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"{what}: expected shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{what}: contains NaN or infinity; extract the features again")

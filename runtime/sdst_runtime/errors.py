@@ -1,0 +1,37 @@
+"""Errors that a person at a terminal can act on.
+
+Every message is one line: what was expected, what came, and what to do. The command line prints it without a
+traceback and exits with code 2; library callers catch `SdstError`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class SdstError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class InputError(SdstError):
+    """A file, video, query or array that cannot be used."""
+
+
+class ContractError(SdstError):
+    """Two things that must have been made alike were not: the message names the field and both values."""
+
+
+class DependencyError(SdstError):
+    """An optional package is missing: the message gives the command that installs it."""
+
+
+def require_package(module: str, extra: str) -> ModuleType:
+    """Import `module`, or raise `DependencyError` naming the pip extra of this project that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        where = f"sdst[{extra}]" if extra else "sdst"
+        raise DependencyError(
+            f"{module.split('.')[0]} is needed here and cannot be imported ({error}): run  pip install '{where}'"
+        ) from error

@@ -1,0 +1,1 @@
+"""Learns: backbone, model, losses, data and trainer, in PyTorch. Imports only `sdst_runtime` of this project."""

@@ -1,0 +1,95 @@
+"""Checkpoints: one safetensors file with the weights, the resolved config and the feature contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.files import write_bytes
+
+from .config import TrainConfig
+from .model import SDST
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, in evaluation mode, with all that made it."""
+
+    model: SDST
+    config: TrainConfig
+    spec: FeatureSpec
+    epoch: int
+    metrics: dict[str, float]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically. Raises InputError when `path` cannot be written."""
+    metadata = {
+        "config": json.dumps(dataclasses.asdict(checkpoint.config)),
+        "spec": checkpoint.spec.to_json(),
+        "epoch": str(checkpoint.epoch),
+        "metrics": json.dumps(checkpoint.metrics),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    write_bytes(path, save(weights, metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check. Raises InputError (missing, broken) or ContractError (weights of another shape)."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train one with  sdst train")
+    try:
+        with safe_open(path, "pt") as stored:
+            metadata = stored.metadata() or {}
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error}); use another or train again") from error
+    missing = {"config", "spec", "epoch", "metrics"} - metadata.keys()
+    if missing:
+        raise InputError(f"{path}: not an SDST checkpoint, its metadata lacks {', '.join(sorted(missing))}")
+    config = parse_config(metadata["config"], path)
+    spec = FeatureSpec.from_json(metadata["spec"], path)
+    model = SDST(config.model).eval()
+    load_weights(model, weights, str(path))
+    return Checkpoint(model, config, spec, int(metadata["epoch"]), json.loads(metadata["metrics"]))
+
+
+def parse_config(text: str, source: str | Path) -> TrainConfig:
+    """A TrainConfig from JSON, strictly. Raises ContractError naming the first field that does not fit."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(TrainConfig).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ContractError(f"{source}: its config does not parse: {field}: {first['msg']}") from error
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load strictly; ContractError lists the first ten names that are missing, unknown or of another shape."""
+    own: dict[str, Any] = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in weights]
+    wrong += [f"{name} is unknown" for name in weights if name not in own]
+    wrong += [
+        f"{name} is {list(weights[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if wrong:
+        listed = "; ".join(wrong[:10])
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ContractError(f"{source}: weights do not fit the model: {listed}{more}; check the model's config")
+    with torch.no_grad():
+        module.load_state_dict(weights)
