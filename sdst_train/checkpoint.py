@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.files import write_bytes
+from sdst_runtime.files import pack_header, unpack_header, write_bytes
 
 from .config import TrainConfig
 from .model import SDST
@@ -34,14 +34,14 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
-    metadata = {
-        "config": json.dumps(dataclasses.asdict(checkpoint.config)),
-        "spec": checkpoint.spec.to_json(),
-        "epoch": str(checkpoint.epoch),
-        "metrics": json.dumps(checkpoint.metrics),
-    }
+    header = pack_header(
+        config=json.dumps(dataclasses.asdict(checkpoint.config)),
+        spec=checkpoint.spec.to_json(),
+        epoch=str(checkpoint.epoch),
+        metrics=json.dumps(checkpoint.metrics),
+    )
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
-    write_bytes(path, save(weights, metadata))
+    write_bytes(path, save(weights, header))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -51,18 +51,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: no such checkpoint; train one with  sdst train")
     try:
         with safe_open(path, "pt") as stored:
-            metadata = stored.metadata() or {}
+            metadata = stored.metadata()
             weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error}); use another or train again") from error
-    missing = {"config", "spec", "epoch", "metrics"} - metadata.keys()
-    if missing:
-        raise InputError(f"{path}: not an SDST checkpoint, its metadata lacks {', '.join(sorted(missing))}")
-    config = parse_config(metadata["config"], path)
-    spec = FeatureSpec.from_json(metadata["spec"], path)
+    header = unpack_header(metadata, ("config", "spec", "epoch", "metrics"), path)
+    config = parse_config(header["config"], path)
+    spec = FeatureSpec.from_json(header["spec"], path)
     model = SDST(config.model).eval()
     load_weights(model, weights, str(path))
-    return Checkpoint(model, config, spec, int(metadata["epoch"]), json.loads(metadata["metrics"]))
+    return Checkpoint(model, config, spec, int(header["epoch"]), json.loads(header["metrics"]))
 
 
 def parse_config(text: str, source: str | Path) -> TrainConfig:

@@ -45,8 +45,9 @@ class ModelConfig:
         for name in ("video_width", "text_width", "layers", "width", "heads", "points", "queries", "ffn_ratio"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name}: expected at least 1, got {getattr(self, name)}")
-        if self.width % (2 * self.heads):
-            raise InputError(f"model.width: expected a multiple of 2 * heads = {2 * self.heads}, got {self.width}")
+        for divisor in (self.heads, 4):  # 4: sine and cosine of a moment's centre and width
+            if self.width % divisor:
+                raise InputError(f"model.width: expected a multiple of heads = {self.heads} and of 4, got {self.width}")
         for name in ("input_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name}: expected 0 <= p < 1, got {getattr(self, name)}")
@@ -92,3 +93,6 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")

@@ -37,8 +37,14 @@ def collate(samples: Sequence[Sample], rng: np.random.Generator) -> Batch:
         saliency[i, : len(s.video)] = s.saliency
         positive[i] = rng.choice(np.flatnonzero(s.saliency > 0))
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    targets = (torch.from_numpy(array) for array in (windows, window_mask, saliency, positive))
-    return Batch(inputs, Targets(*targets, inputs["video_mask"]))
+    targets = Targets(
+        torch.from_numpy(windows),
+        torch.from_numpy(window_mask),
+        torch.from_numpy(saliency),
+        torch.from_numpy(positive),
+        inputs["video_mask"],
+    )
+    return Batch(inputs, targets)
 
 
 def epoch_batches(samples: Sequence[Sample], batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:

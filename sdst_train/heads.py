@@ -28,6 +28,7 @@ class Actionness(nn.Module):
 
     bins = 16
     widening = 1.5
+    place: Tensor  # bins, positions within the widened window in widths from the centre
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -75,7 +75,7 @@ def match(logit_KBM: Tensor, span_KBM2: Tensor, targets: Targets, config: LossCo
     distance = (span_KBM2[:, :, :, None] - to_centre_width(windows)[None, :, None]).abs().sum(-1)
     overlap = pairwise_overlap(to_start_end(span_KBM2), windows[None], generalised=config.overlap == "giou")
     cost = config.match_focal * (positive - negative)[..., None] + config.l1 * distance - config.iou * overlap
-    cost_KBMW = cost.cpu().double().numpy()
+    cost_KBMW = np.nan_to_num(cost.cpu().double().numpy(), nan=1e9)  # scipy refuses NaN; the loss will show it
     counts = targets.window_mask_BW.sum(1).cpu().numpy()
     K, B, _, W = cost_KBMW.shape
     chosen = np.full((K, B, W), -1, dtype=np.int64)
@@ -114,7 +114,11 @@ def actionness_loss(out: Outputs, targets: Targets) -> Tensor:
 
 
 def highlight_loss(saliency_BT: Tensor, targets: Targets, temperature: float) -> Tensor:
-    """InfoNCE of the drawn positive clip against clips of lower saliency; higher ones and padding are left out."""
+    """InfoNCE of the drawn positive clip against clips of lower saliency; all others, and padding, are left out.
+
+    R2-Tuning keeps equally good clips as negatives. Where an event's clips share a score that makes them repel each
+    other, and a small model then hardly learns: R1@0.5 17 against over 70 after 80 steps in tests/test_training.py.
+    """
     positive = targets.positive_clip_B[:, None]
     level = targets.saliency_BT.gather(1, positive)
     counted = targets.video_mask_BT & (targets.saliency_BT < level)

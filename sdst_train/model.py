@@ -65,6 +65,7 @@ class SparseStream(nn.Module):
         self.reference_logit = nn.Parameter(initial_references(config))
         self.cross = MultiHeadAttention(width, config.heads)
         self.self_attention = MultiHeadAttention(width, config.heads)
+        self.sample: RDSA | LoweredRDSA | DeformableCrossAttention | MultiHeadAttention
         if config.attention == "rdsa":
             self.sample = RDSA(width, config.heads, config.points)
         elif config.attention == "deformable_ca":
@@ -84,7 +85,7 @@ class SparseStream(nn.Module):
     def start(self, dense: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """Moment embeddings B M F and reference logits B M 2 before the first step."""
         B = dense.shape[0]
-        reference = self.reference_logit.expand(B, -1, -1)
+        reference = at_least_float32(self.reference_logit).expand(B, -1, -1)
         if self.query is None:
             index = clip_index(reference[..., 0].detach().sigmoid(), masks.length_B)
             return sample_linear(dense, index, masks.length_B, "border"), reference
@@ -93,14 +94,14 @@ class SparseStream(nn.Module):
     def forward(
         self, hidden: Tensor, reference_logit: Tensor, dense: Tensor, position: Tensor, text: Tensor, masks: Masks
     ) -> tuple[Tensor, Tensor]:
-        """One step: new moment embeddings B M F and reference logits B M 2."""
+        """One step: new moment embeddings B M F and reference logits B M 2, these in float32 at least."""
         hidden = self.after_cross(hidden, self.cross(hidden + self.position, text, text, masks.text_BL))
         place = hidden + self.position
         hidden = self.after_self(hidden, self.self_attention(place, place, hidden))
-        reference = at_least_float32(reference_logit).sigmoid()
+        reference = reference_logit.sigmoid()
         hidden = self.after_sample(hidden, self._look(hidden, reference, dense, position, masks))
         hidden = self.after_ffn(hidden, self.ffn(hidden))
-        return hidden, reference_logit + self.span(hidden)
+        return hidden, reference_logit + at_least_float32(self.span(hidden))
 
     def _look(self, hidden: Tensor, reference: Tensor, dense: Tensor, position: Tensor, masks: Masks) -> Tensor:
         query = hidden + self.position
@@ -158,7 +159,7 @@ class SDST(nn.Module):
                 reference_logit = reference_logit.detach()
             hidden, reference_logit = self.sparse(hidden, reference_logit, dense, position, text_BLF, masks)
             logits.append(self.classify(hidden).squeeze(-1))
-            spans.append(at_least_float32(reference_logit).sigmoid())
+            spans.append(reference_logit.sigmoid())
         text_KBF = torch.stack([self.text_pool(text_BLF, text_mask) for text_BLF in text_KBLF])
         final_span = spans[-1].detach()
         return Outputs(

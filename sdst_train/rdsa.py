@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .layers import at_least_float32
+
 
 def sample_linear(x_BTC: Tensor, index_BN: Tensor, length_B: Tensor, padding: Literal["border", "zeros"]) -> Tensor:
     """Read rows of x at fractional clip indices: two gathers and a blend, B N C in the type of x.
@@ -45,7 +47,8 @@ def sample_linear(x_BTC: Tensor, index_BN: Tensor, length_B: Tensor, padding: Li
 
 
 def _rows(x_BTC: Tensor, index_BN: Tensor) -> Tensor:
-    return x_BTC.gather(1, index_BN.long()[..., None].expand(-1, -1, x_BTC.shape[-1]))
+    row_BN = index_BN.long().clamp(min=0)  # NaN, of a model that diverged, must reach the loss and not fault here
+    return x_BTC.gather(1, row_BN[..., None].expand(-1, -1, x_BTC.shape[-1]))
 
 
 def clip_index(position: Tensor, length_B: Tensor) -> Tensor:
@@ -65,7 +68,8 @@ def deform(
 ) -> Tensor:
     """Sample value at centre + offset * width / 2 for each head and point, and sum by softmax(logit): B M F.
 
-    Offsets are in half-widths of the moment. Coordinates stay in the type of `reference_BM2`.
+    Offsets are in half-widths of the moment. Coordinates stay in the type of `reference_BM2`; interpolation, softmax
+    and sum are in float32 at least, the result in the type of value.
     """
     B, M, H, P = offset_BMHP.shape
     T, F = value_BTF.shape[1:]
@@ -73,11 +77,11 @@ def deform(
     centre, width = reference_BM2.unbind(-1)
     location = centre[..., None, None] + offset_BMHP.to(centre.dtype) * (width / 2)[..., None, None]
     index = clip_index(location, length_B).transpose(1, 2).reshape(B * H, M * P)
-    value = value_BTF.reshape(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)
+    value = at_least_float32(value_BTF).reshape(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)
     length_BH = length_B[:, None].expand(B, H).reshape(B * H)
     sampled = sample_linear(value, index, length_BH, "zeros").reshape(B, H, M, P, D)
-    weight = logit_BMHP.softmax(-1).transpose(1, 2)[..., None].to(sampled.dtype)
-    return (sampled * weight).sum(3).transpose(1, 2).reshape(B, M, F)
+    weight = at_least_float32(logit_BMHP).softmax(-1).transpose(1, 2)[..., None].to(sampled.dtype)
+    return (sampled * weight).sum(3).transpose(1, 2).reshape(B, M, F).to(value_BTF.dtype)
 
 
 def rdsa(

@@ -79,15 +79,11 @@ def train(
                 group["lr"] = group["base_lr"] * rate_factor(step, steps, config)
             losses = train_step(model, optimizer, batch, config)
             running.append(losses)
-            if not math.isfinite(losses["loss"]):
-                raise InputError(f"the loss is {losses['loss']} at step {step}: lower learning_rate, now "
-                                 f"{config.learning_rate}, or look for broken features")  # fmt: skip
-            metrics = None
-            if step % steps_per_epoch == 0:
-                metrics = validate(model, val_samples, spec)
-            on_step(Progress(epoch, config.epochs, step, steps, losses, metrics))
+            if step % steps_per_epoch:
+                on_step(Progress(epoch, config.epochs, step, steps, losses, None))
+        metrics = validate(model, val_samples, spec)
+        on_step(Progress(epoch, config.epochs, step, steps, running[-1], metrics))
         means = {name: float(np.mean([losses[name] for losses in running])) for name in running[0]}
-        metrics = metrics or validate(model, val_samples, spec)
         log.append({"epoch": epoch, "seconds": time.perf_counter() - started, **means, **metrics})
         write_jsonl(run / "metrics.jsonl", log)
         checkpoint = Checkpoint(model, config, spec, epoch, metrics)
@@ -101,6 +97,11 @@ def train(
 def train_step(model: SDST, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig) -> dict[str, float]:
     """One update; each weighted loss and their sum under "loss"."""
     losses = compute_losses(model(**batch.inputs), batch.targets, config.loss)
+    if not losses["loss"].isfinite():
+        raise InputError(
+            f"the loss is {losses['loss'].item()}: lower learning_rate, now {config.learning_rate}, or look for broken "
+            "features; the last checkpoint of the run is sound"
+        )
     optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()
     nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
@@ -112,21 +113,22 @@ def validate(model: SDST, samples: Sequence[Sample], spec: FeatureSpec) -> dict[
     """The "brief" block of the QVHighlights evaluation, in percent."""
     session = TorchSession(model)
     rows = predict(session, samples, spec.clip_s)
-    return evaluate(rows, [s.row for s in samples])["brief"]
+    return evaluate(rows, [s.row for s in samples], clip_s=spec.clip_s)["brief"]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; no decay for norms, biases and embeddings, a lower rate for the layers that predict offsets."""
+    """AdamW; decay for the weights of linear maps and convolutions only, a lower rate where offsets are predicted."""
     offsets = {
         parameter
         for module in model.modules()
         if isinstance(module, RDSA | DeformableCrossAttention)
         for parameter in module.offset.parameters()
     }
+    decayed = {module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d)}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for parameter in model.parameters():
         rate = config.learning_rate * (config.offset_rate if parameter in offsets else 1)
-        decay = config.weight_decay if parameter.dim() > 1 else 0.0
+        decay = config.weight_decay if parameter in decayed else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -147,6 +149,8 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def _check_samples(config: TrainConfig, samples: Sequence[Sample], spec: FeatureSpec) -> None:
+    if not samples:
+        raise InputError("no training samples: expected one annotated query at least")
     model = config.model
     for name, needs, have in (
         ("video_width", model.video_width, spec.video_width),

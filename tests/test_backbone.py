@@ -32,7 +32,7 @@ from sdst_train.backbone.towers import (
     save_backbone,
     tiny_config,
 )
-from sdst_train.backbone.vision import INTERNVIDEO2_1B, VisionConfig, VisionEncoder
+from sdst_train.backbone.vision import INTERNVIDEO2_1B, VisionConfig, VisionEncoder, sincos_positions
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-5
@@ -130,6 +130,10 @@ def test_interpolated_positions(
     vision: VisionEncoder, vision_reference: dict[str, np.ndarray], frames: int, grid: int, key: str
 ) -> None:
     close(vision.positions(frames, grid, grid), vision_reference[f"interp/pos_embed_{key}"])
+
+
+def test_initial_positions(vision: VisionEncoder, vision_reference: dict[str, np.ndarray]) -> None:
+    close(sincos_positions(vision.config), vision_reference["sincos/pos_embed"])
 
 
 def test_more_frames_than_the_table(vision: VisionEncoder, vision_reference: dict[str, np.ndarray]) -> None:

@@ -26,6 +26,7 @@ def export_bundle(
     when the checkpoint was trained on features of another backbone, InputError when `out` cannot be written.
     """
     backbone.spec.require(checkpoint.spec, have="the backbone", need="the checkpoint")
+    checkpoint.spec.require(backbone.spec, have="the checkpoint", need="the backbone")
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)

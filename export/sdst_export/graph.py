@@ -51,7 +51,8 @@ def export_module(
             optimize=True,
         )
     model: onnx.ModelProto = program.model_proto
-    if any(node.domain == DOMAIN for node in model.graph.node):
+    for step, node in enumerate(rdsa_nodes(model), 1):
+        node.name = f"{DOMAIN}::{NAME}.step{step}"  # what Polygraphy and TensorRT's inspector show
         add_function(model)
     _name_dynamic_axes(model, dynamic)
     for key, value in metadata.items():
@@ -80,7 +81,12 @@ def _name_dynamic_axes(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int
     renamed = {}
     for value in model.graph.input:
         for axis, name in dynamic.get(value.name, {}).items():
-            renamed[value.type.tensor_type.shape.dim[axis].dim_param] = name
+            traced = value.type.tensor_type.shape.dim[axis]
+            if not traced.dim_param:
+                raise ExportError(
+                    f"axis {axis} of {value.name} was to stay free, the tracer fixed it to {traced.dim_value}"
+                )
+            renamed[traced.dim_param] = name
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in renamed:

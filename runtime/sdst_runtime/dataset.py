@@ -6,7 +6,8 @@ Shapes: B batch, T clips, K layers, V and X widths, L tokens, W windows. Numpy o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,7 @@ def load_samples(annotations: Path, features: Path, needed: FeatureSpec) -> list
     texts: dict[str, np.ndarray] = {}
     samples = []
     for row in read_jsonl(annotations):
-        missing = {"qid", "query", "vid", "duration", "relevant_windows"} - row.keys()
-        if missing:
-            raise InputError(f"{annotations}, qid {row.get('qid', '?')}: lacks {', '.join(sorted(missing))}")
+        check_annotation(row, annotations)
         vid, query = row["vid"], row["query"]
         if vid not in videos:
             videos[vid] = read_video_features(video_feature_path(features, vid), needed).features
@@ -53,25 +52,65 @@ def load_samples(annotations: Path, features: Path, needed: FeatureSpec) -> list
     return samples
 
 
+@dataclass(frozen=True)
+class _Annotation:
+    """What a row must hold; more is allowed."""
+
+    qid: int | str
+    query: str
+    vid: str
+    duration: float
+    relevant_windows: list[tuple[float, float]]
+    relevant_clip_ids: list[int] = field(default_factory=list)
+    saliency_scores: list[list[float]] = field(default_factory=list)
+
+
+@cache
+def _annotation_adapter() -> Any:
+    from pydantic import ConfigDict, TypeAdapter, with_config
+
+    return TypeAdapter(with_config(ConfigDict(allow_inf_nan=False))(_Annotation))
+
+
+def check_annotation(row: dict[str, Any], source: str | Path) -> None:
+    """Raise InputError naming `source`, the qid and the first field that does not fit the QVHighlights form."""
+    from pydantic import ValidationError
+
+    try:
+        parsed = _annotation_adapter().validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise InputError(f"{source}, qid {row.get('qid', '?')}: {where}: {first['msg']}") from error
+    if not parsed.relevant_windows or parsed.duration <= 0:
+        what = "no relevant window" if not parsed.relevant_windows else f"duration is {parsed.duration}"
+        raise InputError(f"{source}, qid {row['qid']}: {what}; mend the row or leave it out of the annotations")
+    ids, scores = len(parsed.relevant_clip_ids), len(parsed.saliency_scores)
+    if ids != scores or len({len(row) for row in parsed.saliency_scores}) > 1:
+        raise InputError(
+            f"{source}, qid {row['qid']}: expected one row of saliency_scores, all of one length, for each of "
+            f"{ids} relevant_clip_ids, got {scores} rows"
+        )
+
+
 def make_sample(row: dict[str, Any], video: np.ndarray, text: np.ndarray, clip_s: float) -> Sample:
     """Windows clamped to the video, swapped when reversed, widened to one clip; saliency spread over the clips.
 
-    Raises InputError when there is no window or a clip id lies outside the video.
+    `row` is a checked annotation (`check_annotation`). Scored clips outside the features are left out.
     """
     clips = len(video)
     extent = clips * clip_s
     windows = np.sort(np.asarray(row["relevant_windows"], dtype=np.float64).reshape(-1, 2), axis=1)
-    if len(windows) == 0:
-        raise InputError(f"qid {row['qid']}: no relevant window; leave the query out of the annotations")
+    saliency = _saliency(row, windows, clips, clip_s)
     windows = windows.clip(0, min(extent, row["duration"]))
     centre, width = windows.mean(1), np.maximum(windows[:, 1] - windows[:, 0], clip_s)
     centre = centre.clip(width / 2, np.maximum(extent - width / 2, width / 2))
     windows = np.stack((centre - width / 2, centre + width / 2), axis=1).clip(0, extent) / extent
-    return Sample(row, video, text, windows.astype(np.float32), _saliency(row, clips, clip_s))
+    return Sample(row, video, text, windows.astype(np.float32), saliency)
 
 
-def _saliency(row: dict[str, Any], clips: int, clip_s: float) -> np.ndarray:
-    """Mean annotator score of each clip; 1 inside the windows where nobody scored."""
+def _saliency(row: dict[str, Any], windows_s: np.ndarray, clips: int, clip_s: float) -> np.ndarray:
+    """Mean annotator score of each clip; 1 inside the windows (W 2, start before end) where nobody scored."""
     saliency = np.zeros(clips, dtype=np.float32)
     if row.get("relevant_clip_ids"):
         ids = np.asarray(row["relevant_clip_ids"])
@@ -80,10 +119,10 @@ def _saliency(row: dict[str, Any], clips: int, clip_s: float) -> np.ndarray:
         saliency[ids[inside]] = scores[inside]
     if not saliency.any():
         middle = (np.arange(clips) + 0.5) * clip_s
-        for start, end in row["relevant_windows"]:
+        for start, end in windows_s:
             saliency[(middle >= start) & (middle <= end)] = 1
         if not saliency.any():
-            start, end = row["relevant_windows"][0]
+            start, end = windows_s[0]
             saliency[int(np.clip((start + end) / 2 / clip_s, 0, clips - 1))] = 1
     return saliency
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .contracts import FeatureSpec, TextFeatures, VideoFeatures
 from .errors import InputError, require_package
-from .files import write_bytes
+from .files import pack_header, unpack_header, write_bytes
 
 
 def video_feature_path(directory: Path, vid: str) -> Path:
@@ -24,33 +24,37 @@ def video_feature_path(directory: Path, vid: str) -> Path:
 
 def text_feature_path(directory: Path, query: str) -> Path:
     """Where the features of a sentence lie: its SHA-256 names it, so equal sentences are stored once."""
-    return Path(directory) / "text" / f"{hashlib.sha256(query.encode()).hexdigest()[:24]}.safetensors"
+    return (
+        Path(directory)
+        / "text"
+        / f"{hashlib.sha256(query.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}.safetensors"
+    )
 
 
 def write_video_features(path: Path, video: VideoFeatures) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
-    _write(path, video.features, {"spec": video.spec.to_json(), "duration_s": json.dumps(video.duration_s)})
+    _write(path, video.features, pack_header(spec=video.spec.to_json(), duration_s=json.dumps(video.duration_s)))
 
 
 def write_text_features(path: Path, text: TextFeatures) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
-    _write(path, text.features, {"spec": text.spec.to_json(), "query": text.query})
+    _write(path, text.features, pack_header(spec=text.spec.to_json(), query=text.query))
 
 
 def read_video_features(path: Path, needed: FeatureSpec | None = None) -> VideoFeatures:
     """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
-    features, metadata, spec = _read(path, needed, ("spec", "duration_s"))
+    features, header, spec = _read(path, needed, ("spec", "duration_s"))
     try:
-        return VideoFeatures(features, float(metadata["duration_s"]), spec)
-    except InputError as error:
+        return VideoFeatures(features, float(header["duration_s"]), spec)
+    except (InputError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
 def read_text_features(path: Path, needed: FeatureSpec | None = None) -> TextFeatures:
     """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
-    features, metadata, spec = _read(path, needed, ("spec", "query"))
+    features, header, spec = _read(path, needed, ("spec", "query"))
     try:
-        return TextFeatures(features, metadata["query"], spec)
+        return TextFeatures(features, header["query"], spec)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -66,14 +70,12 @@ def _read(path: Path, needed: FeatureSpec | None, keys: tuple[str, ...]) -> tupl
         raise InputError(f"{path}: no such feature file; extract the features of this dataset first")
     try:
         with safetensors.safe_open(path, "numpy") as stored:
-            metadata = stored.metadata() or {}
+            metadata = stored.metadata()
             features = stored.get_tensor("features")
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a readable feature file ({error}); extract it again") from error
-    for key in keys:
-        if key not in metadata:
-            raise InputError(f"{path}: its metadata lacks {key!r}; extract it again with this project")
-    spec = FeatureSpec.from_json(metadata["spec"], path)
+    header = unpack_header(metadata, keys, path)
+    spec = FeatureSpec.from_json(header["spec"], path)
     if needed is not None:
         spec.require(needed, have=path, need="the model")
-    return features, metadata, spec
+    return features, header, spec

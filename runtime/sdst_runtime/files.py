@@ -12,6 +12,8 @@ from typing import Any
 
 from .errors import InputError
 
+_HEADER = "sdst"  # the one metadata entry of our safetensors files
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -70,6 +72,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
     return rows
+
+
+def pack_header(**values: str) -> dict[str, str]:
+    """Metadata of a safetensors file as one entry: several are written in random order, which would change digests."""
+    return {_HEADER: json.dumps(values)}
+
+
+def unpack_header(metadata: dict[str, str] | None, keys: tuple[str, ...], source: str | Path) -> dict[str, str]:
+    """The values of `pack_header`. Raises InputError naming `source` and the keys that are missing."""
+    try:
+        values = json.loads((metadata or {}).get(_HEADER, "{}"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{source}: its metadata is not JSON ({error.msg}); make the file again") from error
+    missing = [key for key in keys if not isinstance(values, dict) or not isinstance(values.get(key), str)]
+    if missing:
+        raise InputError(f"{source}: its metadata lacks {', '.join(missing)}; make the file again with this project")
+    return values
 
 
 def sha256_file(path: Path) -> str:

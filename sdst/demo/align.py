@@ -1,7 +1,8 @@
 """Make the demo's tiny backbone: both towers trained together on the demo's own clips, as CLIP is.
 
 Every one of the last K pooled layers is aligned with the same layer of the text tower, so that each can be read by the
-side-tuner; the projections used here are thrown away. Held-out attribute combinations are never shown. The result,
+side-tuner; the projections used here are thrown away. Besides whole sentences, sentences that name a single attribute
+are contrasted: they teach motion and shape much sooner. Held-out attribute combinations are never shown. The result,
 `sdst/demo/assets/tiny_backbone.safetensors`, ships with the package; `python -m sdst.demo.align` makes it again.
 
 Shapes: N clips in a batch, K layers, V and X widths, E width of the shared space.
@@ -29,15 +30,16 @@ from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import require_package
 from sdst_train.backbone.text import TextEncoder
 from sdst_train.backbone.towers import Backbone, save_backbone, tiny_config
-from sdst_train.backbone.vision import VisionEncoder
+from sdst_train.backbone.vision import VisionEncoder, sincos_positions
 
 from . import BACKBONE
 from .clips import FRAMES_PER_CLIP, ClipBatch, sample_clips
 from .dataset import CLIP_S
-from .grammar import ACTIONS, COLOURS, SHAPES, Event, empty_sentence, labels, sentence, vocabulary
+from .grammar import ACTIONS, COLOURS, SHAPES, Event, empty_sentence, labels, partial_sentence, sentence, vocabulary
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SHARED_WIDTH = 64
+ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "action": ACTIONS}
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -47,8 +49,8 @@ class AlignConfig:
 
     out: Path = BACKBONE
     clips: int = 24000  # rendered once, described anew each time they are drawn
-    steps: int = 1800
-    batch_size: int = 128
+    steps: int = 3000
+    batch_size: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
@@ -83,15 +85,20 @@ def align(config: AlignConfig, say: Callable[[str], None]) -> FeatureSpec:
     started, running = time.perf_counter(), []
     for step in range(1, config.steps + 1):
         index = pool.draw(config.batch_size, rng)
-        ids, mask = tokenizer.encode_batch(pool.describe(index, rng), backbone.spec.max_tokens)
+        said = pool.describe(index, rng)
+        ids, mask = tokenizer.encode_batch(said + attribute_sentences(rng), backbone.spec.max_tokens)
         mask = torch.from_numpy(mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            video_NKV = vision(torch.from_numpy(pool.frames[index]))
-            text_NKLX = text(torch.from_numpy(ids), mask)
-        sentence_NKX = (text_NKLX * mask[:, None, :, None]).sum(2) / mask.sum(1)[:, None, None]
-        loss = contrast(
-            project_video(video_NKV), project_text(sentence_NKX), torch.from_numpy(pool.fits(index)), log_scale.exp()
-        )
+        video_NKE = project_video(vision(torch.from_numpy(pool.frames[index])))
+        text_SKLX = text(torch.from_numpy(ids), mask)
+        text_SKE = project_text((text_SKLX * mask[:, None, :, None]).sum(2) / mask.sum(1)[:, None, None])
+        loss = contrast(video_NKE, text_SKE[: len(said)], pool.fits(index), log_scale.exp())
+        first = len(said)
+        for attribute, known in enumerate(ATTRIBUTES.values()):
+            fits = pool.attribute_fits(index, attribute)
+            shown, used = fits.any(1), fits.any(0)
+            text_AKE = text_SKE[first : first + len(known)][used]
+            loss = loss + contrast(video_NKE[shown], text_AKE, fits[shown][:, used], log_scale.exp()) / len(ATTRIBUTES)
+            first += len(known)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -105,7 +112,7 @@ def align(config: AlignConfig, say: Callable[[str], None]) -> FeatureSpec:
             say(f"step {step}/{config.steps}  loss {np.mean(running):.3f}  {rate:.2f} s a step, "
                 f"{rate * (config.steps - step) / 60:.1f} min left")  # fmt: skip
             running = []
-        if step % 600 == 0 or step == config.steps:
+        if step % 500 == 0 or step == config.steps:
             for line in probe_lines(vision, probe):
                 say(line)
     return save_backbone(
@@ -113,15 +120,21 @@ def align(config: AlignConfig, say: Callable[[str], None]) -> FeatureSpec:
     )  # fmt: skip
 
 
-def contrast(video_NKE: Tensor, text_NKE: Tensor, fits_NN: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of each layer, with all true (clip, sentence) pairs of the batch as positives."""
-    video, text = functional.normalize(video_NKE, dim=-1), functional.normalize(text_NKE, dim=-1)
-    logits_KNN = torch.einsum("nke,mke->knm", video, text) * scale
+def contrast(video_NKE: Tensor, text_SKE: Tensor, fits_NS: np.ndarray, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of each layer, with all true (clip, sentence) pairs as positives; each needs one at least."""
+    video, text = functional.normalize(video_NKE, dim=-1), functional.normalize(text_SKE, dim=-1)
+    logits_KNS = torch.einsum("nke,ske->kns", video, text) * scale
+    truth = torch.from_numpy(fits_NS)
     losses = []
-    for logits, fits in ((logits_KNN, fits_NN), (logits_KNN.mT, fits_NN.T)):
+    for logits, fits in ((logits_KNS, truth), (logits_KNS.mT, truth.T)):
         target = fits.float() / fits.sum(1, keepdim=True)
         losses.append(-(target * logits.log_softmax(-1)).sum(-1).mean())
     return (losses[0] + losses[1]) / 2
+
+
+def attribute_sentences(rng: np.random.Generator) -> list[str]:
+    """A sentence for each value of each attribute, in the order of ATTRIBUTES."""
+    return [partial_sentence(name, value, rng) for name, known in ATTRIBUTES.items() for value in known]
 
 
 def new_backbone(layers: int) -> Backbone:
@@ -133,6 +146,7 @@ def new_backbone(layers: int) -> Backbone:
         for name, parameter in vision.named_parameters():
             if name.endswith("gamma"):
                 parameter.fill_(0.5)
+        vision.pos_embed.copy_(sincos_positions(vision_config))
     spec = FeatureSpec(
         backbone="internvideo2-tiny-demo",
         backbone_sha256="",
@@ -213,6 +227,16 @@ class ClipPool:
         said = self.event_ids[index]
         return (self.event_ids[index][:, None] == said) | (self.other_ids[index][:, None] == said)
 
+    def attribute_fits(self, index: np.ndarray, attribute: int) -> np.ndarray:
+        """N A bool: whether an object of clip i has value j of an attribute; all false where nothing happens."""
+        values = [len(known) for known in ATTRIBUTES.values()]
+        fits = np.zeros((len(index), values[attribute]), bool)
+        for ids in (self.event_ids[index], self.other_ids[index]):
+            there = ids >= 0
+            value = np.unravel_index(ids[there], values)[attribute]
+            fits[np.flatnonzero(there), value] = True
+        return fits
+
 
 def probe_lines(vision: nn.Module, pool: ClipPool) -> list[str]:
     """How well a linear probe reads each attribute from each pooled layer, on clips that it was not fitted to."""
@@ -230,7 +254,7 @@ def probe_lines(vision: nn.Module, pool: ClipPool) -> list[str]:
         x = features[shown, layer]
         x = np.concatenate(((x - x.mean(0)) / (x.std(0) + 1e-6), np.ones((len(x), 1))), axis=1)
         scores = []
-        for attribute, known in enumerate((COLOURS, SHAPES, ACTIONS)):
+        for attribute, known in enumerate(ATTRIBUTES.values()):
             target = np.eye(len(known))[wanted[:, attribute]]
             weight = np.linalg.solve(x[:half].T @ x[:half] + np.eye(x.shape[1]), x[:half].T @ target[:half])
             scores.append(100 * np.mean((x[half:] @ weight).argmax(1) == wanted[half:, attribute]))

@@ -3,7 +3,8 @@
 A scene is a backdrop, perhaps some grey clutter, and tracks: an event shown from start_s to end_s. Lengths are
 fractions of the frame's side, times are seconds. Motion is made to be read from four frames half a second apart: an
 object crosses the frame in about three seconds and re-enters at the other side; one that grows starts again small
-after about four; one that blinks is both on and off among any four such frames.
+after about four; one that blinks is both on and off among any four such frames. Objects leave a fading afterimage of
+the last half second, as on a slow screen: a moving one has a tail, a shrinking one a halo.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ RGB: dict[str, tuple[int, int, int]] = {
 MIN_LENGTH_S, MAX_LENGTH_S = 4.0, 24.0
 _SAME_EVENT_GAP_S = 2.5  # two windows of one event stay apart, so that nobody would call them one
 _GAP_S = 0.4
-_LEAST_RADIUS, _MOST_RADIUS = 0.085, 0.27  # of growing and shrinking objects
+_LEAST_RADIUS, _MOST_RADIUS = 0.1, 0.3  # of growing and shrinking objects
+_AFTERIMAGES = ((0.5, 0.25), (0.25, 0.45))  # (seconds ago, opacity), oldest first
 _RE_ENTRY = 0.6  # an object re-enters when 0.6 of its radius is beyond the edge
 _BLINK_ON = 0.55
 
@@ -103,7 +105,7 @@ class Pose:
 
 def pose(track: Track, time_s: float) -> Pose:
     """The object of `track` at `time_s` (which should lie in its window)."""
-    beat = (track.phase + (time_s - track.start_s) / track.period_s) % 1.0
+    beat = _beat(track, time_s)
     action, radius = track.event.action, track.radius
     if action in ("grow", "shrink"):
         size = beat if action == "grow" else 1.0 - beat
@@ -115,6 +117,11 @@ def pose(track: Track, time_s: float) -> Pose:
     return (
         Pose(along, track.lane, radius, True) if action in ("left", "right") else Pose(track.lane, along, radius, True)
     )
+
+
+def _beat(track: Track, time_s: float) -> float:
+    """How much of its period the object has behind it, 0 to 1."""
+    return (track.phase + (time_s - track.start_s) / track.period_s) % 1.0
 
 
 # ---- composing -------------------------------------------------------------------------------------------------------
@@ -171,7 +178,7 @@ def make_track(
         event=event,
         start_s=start_s,
         end_s=end_s,
-        radius=float(rng.uniform(0.15, 0.2)),
+        radius=float(rng.uniform(0.17, 0.22)),
         period_s=float(rng.uniform(*period_s)),
         phase=float(rng.random()),
         lane=float(lane),
@@ -279,9 +286,22 @@ class Painter:
             if track.start_s <= time_s < track.end_s:
                 where = pose(track, time_s)
                 if where.shown:
-                    colour = np.minimum(np.multiply(RGB[track.event.colour], track.tint), 255.0)
-                    _paint_shape(picture, track.event.shape, colour.astype(np.float32), where)
+                    colour = np.minimum(np.multiply(RGB[track.event.colour], track.tint), 255.0).astype(np.float32)
+                    for earlier, opacity in _afterimages(track, time_s):
+                        _paint_shape(picture, track.event.shape, colour, earlier, opacity)
+                    _paint_shape(picture, track.event.shape, colour, where)
         return picture
+
+
+def _afterimages(track: Track, time_s: float) -> list[tuple[Pose, float]]:
+    """Earlier poses of the same passage with their opacity: none from before the event or its last restart."""
+    restart_s = time_s - (_beat(track, time_s) * track.period_s)
+    earliest_s = max(track.start_s, restart_s)
+    return [
+        (pose(track, time_s - ago_s), opacity)
+        for ago_s, opacity in _AFTERIMAGES
+        if track.event.action != "blink" and time_s - ago_s >= earliest_s
+    ]
 
 
 def _paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
@@ -303,7 +323,7 @@ def _paint_bar(picture: np.ndarray, bar: Clutter, time_s: float) -> None:
     picture[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = int(bar.grey)
 
 
-def _paint_shape(picture: np.ndarray, shape: str, colour: np.ndarray, where: Pose) -> None:
+def _paint_shape(picture: np.ndarray, shape: str, colour: np.ndarray, where: Pose, opacity: float = 1.0) -> None:
     size = picture.shape[0]
     x, y, radius = where.x * size, where.y * size, where.radius * size
     left, right = max(0, int(x - radius) - 1), min(size, int(x + radius) + 2)
@@ -312,7 +332,7 @@ def _paint_shape(picture: np.ndarray, shape: str, colour: np.ndarray, where: Pos
         return
     dx = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - x)
     dy = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - y)
-    cover = np.clip(_depth(shape, dx, dy, radius) + 0.5, 0.0, 1.0)[..., None]
+    cover = opacity * np.clip(_depth(shape, dx, dy, radius) + 0.5, 0.0, 1.0)[..., None]
     patch = picture[top:bottom, left:right]
     patch[...] = patch + cover * (colour - patch)
 

@@ -145,6 +145,22 @@ class VisionEncoder(nn.Module):
         return self.config.output_width if pool == "adaptive" else self.config.width
 
 
+def sincos_positions(config: VisionConfig) -> Tensor:
+    """The official initial position table 1, 1 + T * grid^2, C: a quarter of the width for time, the rest for x, y."""
+    C, grid = config.width, config.grid
+
+    def waves(position_N: Tensor, width: int) -> Tensor:
+        omega = 10000.0 ** (torch.arange(width // 2, dtype=torch.float64) * (-2.0 / width))
+        angle = position_N[:, None] * omega
+        return torch.cat((angle.sin(), angle.cos()), dim=1)
+
+    axes = (torch.arange(n, dtype=torch.float64) for n in (config.frames, grid, grid))
+    time, row, column = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))
+    spatial = C // 4 * 3 // 2
+    table = torch.cat((waves(time, C // 4), waves(column, spatial), waves(row, spatial)), dim=1)
+    return torch.cat((torch.zeros(1, C), table.float()))[None]
+
+
 def interpolate_positions(table: Tensor, frames0: int, grid0: int, frames: int, rows: int, columns: int) -> Tensor:
     """Resize a joint position table 1, 1 + frames0 * grid0^2, C: linear over time, then bicubic over space.
 

@@ -1,0 +1,36 @@
+# make demo   run the whole line on rendered videos and write a report to demo-out/
+# make test   lint, types and tests
+# Each makes .venv first when it is missing or older than pyproject.toml or constraints.txt.
+# Another interpreter: make test PYTHON=python3.12. The CI Python is 3.11.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# The last step of the installation: an interrupted one leaves no stamp and is done again.
+STAMP := .venv/installed
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(BIN)/sdst demo --out demo-out
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# setuptools comes first and at its pinned version: the build runs in .venv itself (an isolated one would ignore the pins),
+# and so does the test that builds the wheel.
+$(STAMP): pyproject.toml constraints.txt
+	rm -f $(STAMP)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt setuptools
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

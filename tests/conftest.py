@@ -1,0 +1,104 @@
+"""Small real things that several test files need, made once a worker: a backbone, a checkpoint, a bundle, a video."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cores
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A random model, exported: `directory` is its bundle."""
+
+    directory: Path
+    backbone_path: Path
+    checkpoint_path: Path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Exported:
+    """A bundle of random weights: K = 2, 28-pixel frames, the demo's tokenizer."""
+    import torch
+
+    from sdst.demo.align import demo_tokenizer
+    from sdst_export.bundle import export_bundle
+    from sdst_runtime.contracts import FeatureSpec
+    from sdst_train.backbone.text import TextConfig, TextEncoder
+    from sdst_train.backbone.towers import load_backbone, save_backbone
+    from sdst_train.backbone.vision import VisionConfig, VisionEncoder
+    from sdst_train.checkpoint import Checkpoint, save_checkpoint
+    from sdst_train.config import ModelConfig, TrainConfig
+    from sdst_train.model import SDST
+
+    root = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    tokenizer = demo_tokenizer()
+    vision = VisionEncoder(
+        VisionConfig(
+            image_size=28,
+            patch_size=14,
+            frames=2,
+            width=32,
+            depth=3,
+            heads=2,
+            mlp_width=48,
+            pool_heads=2,
+            output_width=12,
+        )
+    )
+    text = TextEncoder(
+        TextConfig(vocab_size=tokenizer.get_vocab_size(), width=16, depth=3, heads=2, mlp_width=32, max_positions=24)
+    )
+    spec = FeatureSpec(
+        backbone="test",
+        backbone_sha256="",
+        layers=2,
+        pool="adaptive",
+        frames_per_clip=2,
+        clip_s=1.0,
+        image_size=28,
+        resize="bicubic",
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.4),
+        video_width=12,
+        text_model="test",
+        max_tokens=24,
+        text_width=16,
+    )
+    spec = save_backbone(root / "backbone.safetensors", vision, text, spec, tokenizer.to_str(), torch.float32)
+    model = SDST(ModelConfig(video_width=12, text_width=16, layers=2, width=32, heads=4, points=2, queries=5)).eval()
+    for name, parameter in model.named_parameters():  # nothing stays at its initial zero
+        if parameter.dim() > 1:
+            scale = 0.1 if "offset" in name else 1.0  # steep offsets amplify float32's rounding on long videos
+            torch.nn.init.normal_(parameter, std=1.0 if "reference" in name else scale * parameter[0].numel() ** -0.5)
+    checkpoint = Checkpoint(model, TrainConfig(model=model.config), spec, 3, {"MR-full-mAP": 1.0})
+    save_checkpoint(root / "best.safetensors", checkpoint)
+    export_bundle(checkpoint, load_backbone(root / "backbone.safetensors"), root / "bundle")
+    return Exported(root / "bundle", root / "backbone.safetensors", root / "best.safetensors")
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory) -> Path:
+    """7.4 s of moving noise, 40x32 pixels, 10 frames a second."""
+    import av
+
+    path = tmp_path_factory.mktemp("video") / "noise.mp4"
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 40, 32, "yuv420p"
+        stream.time_base = Fraction(1, 10)
+        for i in range(74):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 2 * i, axis=1), format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path

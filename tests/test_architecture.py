@@ -1,0 +1,241 @@
+"""The house itself: which room may import which, what the wheel holds, and what an import costs.
+
+Every import statement of the source is read, also those inside functions, so that an arrow against the order is found
+without running the line that draws it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+
+from sdst.cli import VERBS
+
+ROOT = Path(__file__).parents[1]
+# From the top of the house to the ground floor: a room may import those that come after it, never one before it.
+ROOMS = {
+    "sdst": ROOT / "sdst",
+    "sdst_calib": ROOT / "calib" / "sdst_calib",
+    "sdst_export": ROOT / "export" / "sdst_export",
+    "sdst_train": ROOT / "sdst_train",
+    "sdst_runtime": ROOT / "runtime" / "sdst_runtime",
+}
+ORDER = list(ROOMS)
+IMPORTERS = {"import_module", "__import__", "require_package"}  # functions whose first argument names a module
+HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted(ROOMS[room].rglob("*.py"))
+
+
+def module_name(room: str, path: Path) -> str:
+    """The dotted name of a file; an `__init__.py` keeps that as its last part."""
+    return ".".join((room, *path.relative_to(ROOMS[room]).with_suffix("").parts))
+
+
+def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything a module imports, at any depth, relative names resolved.
+
+    `module` is the file's dotted name (`room.part.__init__` for a package), so its package is all but the last part.
+    """
+    package = module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            assert base or not node.level, f"{module}, line {node.lineno}: the relative import leaves its package"
+            origin = [*base, *(node.module.split(".") if node.module else [])]
+            yield from ((node.lineno, ".".join((*origin, alias.name))) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = node.args[0]
+            if called in IMPORTERS and isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield node.lineno, name.value
+
+
+def against_the_arrows(source: str, module: str) -> list[str]:
+    """One line for each import of a room above the module's own."""
+    own = ORDER.index(module.split(".")[0])
+    return [
+        f"{module}, line {line}: imports {name}, a room above"
+        for line, name in imports(source, module)
+        if name.split(".")[0] in ORDER[:own]
+    ]
+
+
+# ---------------------------------------------------------------- arrows
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_no_import_runs_against_the_arrows(room):
+    found = [line for path in sources(room) for line in against_the_arrows(path.read_text(), module_name(room, path))]
+
+    assert sources(room), f"{ROOMS[room]} holds no source"
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import sdst_train.model",
+        "from sdst_train.model import SDST",
+        "from sdst_train import model as m",
+        "import json, sdst_export.head as head",
+        "def late():\n    if True:\n        import sdst_train",
+        "import importlib\nimportlib.import_module('sdst_train.model')",
+        "__import__('sdst')",
+        "if TYPE_CHECKING:\n    from sdst.cli import main",
+    ],
+)
+def test_the_checker_finds_a_planted_import(line):
+    assert len(against_the_arrows(line, "sdst_runtime.session")) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("from sdst_runtime.errors import SdstError", "sdst_train.model"),
+        ("from sdst_runtime import Grounder", "sdst.ground"),
+        ("from .errors import InputError", "sdst_runtime.session"),
+        ("from . import errors", "sdst_runtime.__init__"),
+        ("text = 'sdst_train.model'", "sdst_runtime.session"),
+    ],
+)
+def test_the_checker_lets_downward_imports_pass(line, module):
+    assert against_the_arrows(line, module) == []
+
+
+def test_relative_imports_are_resolved():
+    source = "from . import a\nfrom .b import c\nfrom .. import d\nfrom ..e.f import g"
+
+    from_module = [name for _, name in imports(source, "room.part.file")]
+    from_package = [name for _, name in imports(source, "room.part.__init__")]
+
+    assert from_module == ["room.part.a", "room.part.b.c", "room.d", "room.e.f.g"]
+    assert from_package == from_module
+
+
+def test_runtime_uses_only_what_a_plain_installation_brings():
+    plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires("sdst") or [] if "extra ==" not in line}
+    allowed = plain | set(sys.stdlib_module_names) | {"sdst_runtime"}
+    found = {
+        f"{path.name}, line {line}: {name}"
+        for path in sources("sdst_runtime")
+        for line, name in imports(path.read_text(), module_name("sdst_runtime", path))
+        if name.split(".")[0] not in allowed
+    }
+
+    assert "numpy" in plain
+    assert found == set()
+
+
+# ---------------------------------------------------------------- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> set[str]:
+    """Names of the files in a wheel built from a copy of the source, so that nothing left in build/ slips in."""
+    place = tmp_path_factory.mktemp("wheel")
+    copy = place / "source"
+    for room in ROOMS.values():
+        shutil.copytree(room, copy / room.relative_to(ROOT), ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (path,) = place.glob("sdst-*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def test_wheel_holds_every_module(wheel):
+    wanted = {f"{room}/{path.relative_to(ROOMS[room]).as_posix()}" for room in ORDER for path in sources(room)}
+
+    assert wanted - wheel == set()
+
+
+def test_wheel_holds_package_data(wheel):
+    wanted = {
+        "sdst_runtime/py.typed",
+        "sdst_runtime/templates/report.html",
+        "sdst/demo/assets/tiny_backbone.safetensors",
+    }
+    for room, folder in (("sdst", "demo/assets"), ("sdst_runtime", "templates")):
+        wanted |= {f"{room}/{folder}/{path.name}" for path in (ROOMS[room] / folder).glob("*") if path.is_file()}
+
+    assert wanted - wheel == set()
+
+
+def test_wheel_holds_the_rooms_and_nothing_else(wheel):
+    top = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
+
+    assert top == set(ORDER)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
+
+
+def test_every_folder_of_source_is_a_package():
+    missing = {
+        str(path.parent.relative_to(ROOT))
+        for room in ORDER
+        for path in sources(room)
+        if not (path.parent / "__init__.py").is_file()
+    }
+
+    assert missing == set()
+
+
+# ---------------------------------------------------------------- what an import costs
+
+
+@pytest.mark.parametrize("line", ["import sdst_runtime", "from sdst_runtime import Grounder", "import sdst.cli"])
+def test_import_pulls_in_nothing_heavy(line):
+    assert loaded_by(line) & HEAVY == set()
+
+
+def test_grounding_loads_no_torch():
+    assert loaded_by("import sdst.ground") & {"torch", "transformers", "onnx", "scipy", *ORDER} == {
+        "sdst",
+        "sdst_runtime",
+    }
+
+
+def loaded_by(line: str) -> set[str]:
+    """Top-level names in sys.modules after a line, in a fresh interpreter."""
+    done = run(sys.executable, "-c", f"{line}\nimport sys\nprint(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_help_lists_the_verbs():
+    done = run(str(Path(sysconfig.get_path("scripts")) / "sdst"), "--help")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == list(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_leads_to_a_function(verb):
+    module, name = VERBS[verb][0].split(":")
+
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
