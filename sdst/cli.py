@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
-VERBS = {
-    "ground": ("sdst.ground:ground", "find the moments of a video that sentences describe"),
-    "train": ("sdst.train:train", "train SDST on a folder of annotations and features"),
-    "export": ("sdst.export:export", "turn a checkpoint and its backbone into a bundle of ONNX files"),
-    "demo": ("sdst.demo.pipeline:demo", "run the whole line on rendered videos and write a report"),
+from . import __version__
+
+VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
+    "ground": ("sdst.ground:ground", "", "find the moments of a video that sentences describe"),
+    "train": ("sdst.train:train", "train", "train SDST on a folder of annotations and features"),
+    "export": ("sdst.export:export", "export", "turn a checkpoint and its backbone into a bundle of ONNX files"),
+    "demo": ("sdst.demo.pipeline:demo", "demo", "run the whole line on rendered videos and write a report"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit code 0, or 2 for an error that the message on stderr explains."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and sentences must not end in a UnicodeEncodeError
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())  # noqa: T201
         return 0
     if arguments[0] == "--version":
-        from . import __version__
-
         print(f"sdst {__version__}")  # noqa: T201
         return 0
     verb, *rest = arguments
@@ -34,26 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from sdst_runtime.errors import SdstError, require_package
 
-    module, function = VERBS[verb][0].split(":")
+    where, extra, _ = VERBS[verb]
+    module, function = where.split(":")
     try:
-        if verb != "ground":  # the others learn or export: say what to install before a traceback does
-            require_package("torch", "demo")
-        run = getattr(importlib.import_module(module), function)
-        tyro.cli(run, args=rest, prog=f"sdst {verb}")
+        tyro.cli(getattr(require_package(module, extra), function), args=rest, prog=f"sdst {verb}")
     except SdstError as error:
         return fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return 130
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     return 0
 
 
 def usage() -> str:
     """The list of verbs."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {line}" for verb, (_, _, line) in VERBS.items()]
     return "\n".join(["usage: sdst COMMAND ...   (sdst COMMAND --help for its options)", "", *lines])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import platform
 import sys
 from pathlib import Path
 from statistics import median
@@ -13,6 +12,7 @@ import tyro
 
 from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.errors import InputError
+from sdst_runtime.machine import machine_facts
 from sdst_runtime.media import key_frames
 from sdst_runtime.report import QueryPanel, Report, StageLatency, VideoPanel, write_report
 
@@ -41,6 +41,8 @@ def ground(
         top: Moments in the table for each sentence.
         threads: Threads for each model; default: all cores.
     """
+    if top < 1:
+        raise InputError(f"--top: expected at least 1, got {top}")
     if not queries:
         raise InputError('no query given: expected  sdst ground VIDEO "a sentence" ... --bundle DIR')
     grounder = Grounder.load(bundle, threads)
@@ -53,7 +55,7 @@ def ground(
     if report is not None:
         write_report(report, single_report(video, grounder, features, answers))
     if json:
-        print(json_module.dumps(as_json(video, features, answers), ensure_ascii=False))  # noqa: T201
+        print(json_module.dumps(as_json(video, features, answers)))  # noqa: T201
     else:
         print_table(video, features, answers, top)
 
@@ -84,7 +86,8 @@ def print_table(video: Path, features: VideoFeatures, answers: list[Grounding], 
     console = Console()
     console.print(f"{escape(str(video))}  {features.duration_s:.2f} s, {len(features.features)} clips")
     for answer in answers:
-        table = Table(title=escape(answer.query), title_justify="left", title_style="bold")
+        console.print(f"\n[bold]{escape(answer.query)}[/bold]")
+        table = Table()
         for column in ("start s", "end s", "score"):
             table.add_column(column, justify="right")
         for moment in answer.moments[:top]:
@@ -128,24 +131,3 @@ def latency_rows(grounder: Grounder, clips: int | None) -> tuple[StageLatency, .
     ]
     total = sum(row.median_ms or 0 for row in rows)
     return (*rows, StageLatency("total", total, min((row.samples for row in rows), default=0), "sum of the medians"))
-
-
-def machine_facts() -> tuple[tuple[str, str], ...]:
-    """What the numbers were measured on."""
-    import os
-    from importlib.metadata import version
-
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return (
-        ("processor", processor),
-        ("cores", str(len(os.sched_getaffinity(0)))),
-        ("Python", platform.python_version()),
-        ("onnxruntime", version("onnxruntime")),
-        ("PyAV", version("av")),
-        ("sdst", version("sdst")),
-    )

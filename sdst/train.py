@@ -49,11 +49,12 @@ def train_with_progress(
     config: TrainConfig, train_samples: list[Sample], val_samples: list[Sample], spec: FeatureSpec, out: Path
 ) -> Checkpoint:
     """Train under a progress bar, with a line of losses and metrics an epoch."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("training", total=None)
 
         def show(progress: Progress) -> None:

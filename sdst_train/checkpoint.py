@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.errors import ContractError, InputError, first_fault
 from sdst_runtime.files import pack_header, unpack_header, write_bytes
 
 from .config import TrainConfig
@@ -70,9 +70,9 @@ def parse_config(text: str, source: str | Path) -> TrainConfig:
     try:
         return TypeAdapter(TrainConfig).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ContractError(f"{source}: its config does not parse: {field}: {first['msg']}") from error
+        raise ContractError(f"{source}: its config does not parse: {first_fault(error)}") from error
+    except InputError as error:
+        raise ContractError(f"{source}: its config does not fit: {error}") from error
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -22,6 +22,7 @@ class TorchSession:
         self.device = next(model.parameters()).device
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, float32, from the inputs of `SDST.ground` by name."""
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
             outputs = self.model.ground(**tensors)

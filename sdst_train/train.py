@@ -43,7 +43,7 @@ class Progress:
     epochs: int
     step: int  # over the whole run, from 1
     steps: int
-    losses: dict[str, float]
+    losses: dict[str, float]  # of the step; the epoch's means on its last step
     metrics: dict[str, float] | None  # validation, on the last step of an epoch
 
 
@@ -82,8 +82,8 @@ def train(
             if step % steps_per_epoch:
                 on_step(Progress(epoch, config.epochs, step, steps, losses, None))
         metrics = validate(model, val_samples, spec)
-        on_step(Progress(epoch, config.epochs, step, steps, running[-1], metrics))
         means = {name: float(np.mean([losses[name] for losses in running])) for name in running[0]}
+        on_step(Progress(epoch, config.epochs, step, steps, means, metrics))
         log.append({"epoch": epoch, "seconds": time.perf_counter() - started, **means, **metrics})
         write_jsonl(run / "metrics.jsonl", log)
         checkpoint = Checkpoint(model, config, spec, epoch, metrics)
@@ -100,7 +100,7 @@ def train_step(model: SDST, optimizer: torch.optim.Optimizer, batch: Batch, conf
     if not losses["loss"].isfinite():
         raise InputError(
             f"the loss is {losses['loss'].item()}: lower learning_rate, now {config.learning_rate}, or look for broken "
-            "features; the last checkpoint of the run is sound"
+            "features"
         )
     optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()

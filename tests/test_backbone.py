@@ -44,7 +44,7 @@ SPEC = FeatureSpec(
     pool="adaptive",
     frames_per_clip=4,
     clip_s=2.0,
-    image_size=56,
+    image_size=28,
     resize="bicubic",
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
@@ -188,14 +188,14 @@ def test_bert_large_runs_nineteen_layers() -> None:
 
 def test_configs_refuse_impossible_sizes() -> None:
     vision, text = tiny_config(20)
-    with pytest.raises(InputError, match="width and heads: expected a multiple, got 96 and 5"):
+    with pytest.raises(InputError, match="width and heads: expected a multiple, got 64 and 5"):
         dataclasses.replace(vision, heads=5)
     with pytest.raises(InputError, match="image_size and patch_size"):
         dataclasses.replace(vision, image_size=60)
     with pytest.raises(InputError, match="every size must be positive"):
         dataclasses.replace(text, depth=0)
     with pytest.raises(InputError, match=r"layers: expected 1 to 6 .* got 7"):
-        VisionEncoder(vision).hidden(torch.zeros(1, 3, 4, 56, 56), layers=7)
+        VisionEncoder(vision).hidden(torch.zeros(1, 3, 4, 28, 28), layers=7)
 
 
 # ---- towers
@@ -217,7 +217,7 @@ def backbone(backbone_file: Path) -> Backbone:
 
 @pytest.fixture(scope="module")
 def clips() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (7, 4, 56, 56, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (7, 4, 28, 28, 3), dtype=np.uint8)
 
 
 def test_clips_do_not_depend_on_their_batch(backbone: Backbone, clips: np.ndarray) -> None:
@@ -256,8 +256,8 @@ def test_padding_ids_are_never_read(backbone: Backbone) -> None:
 
 
 def test_extraction_refuses_other_clips(backbone: Backbone, clips: np.ndarray) -> None:
-    for wrong in (clips[:, :3], clips[..., :28, :], clips.astype(np.float32), clips[0]):
-        with pytest.raises(InputError, match=r"clips: expected uint8 of shape \(T, 4, 56, 56, 3\), got"):
+    for wrong in (clips[:, :3], clips[..., :27, :], clips.astype(np.float32), clips[0]):
+        with pytest.raises(InputError, match=r"clips: expected uint8 of shape \(T, 4, 28, 28, 3\), got"):
             encode_clips(backbone.vision, wrong)
     with pytest.raises(InputError, match="at least one clip"):
         encode_clips(backbone.vision, iter([]))
@@ -269,7 +269,7 @@ def test_extraction_refuses_other_clips(backbone: Backbone, clips: np.ndarray) -
     ("change", "message"),
     [
         ({"pool": "max"}, "pool: expected one of"),
-        ({"image_size": 224}, "image_size: the feature contract says 224, the encoder has 56"),
+        ({"image_size": 224}, "image_size: the feature contract says 224, the encoder has 28"),
         ({"layers": 7}, "layers: the feature contract says 7, the vision encoder has 6"),
         ({"layers": 6}, "layers: the feature contract says 6, the text encoder has 5"),
         ({"max_tokens": 41}, "max_tokens is 41, but the text encoder has 40 positions"),
@@ -351,7 +351,7 @@ def test_wrong_tensors_are_listed(tmp_path: Path, backbone_file: Path) -> None:
         load_backbone(path)
     message = str(caught.value)
     assert "missing vision.cls_token; unexpected vision.head.weight" in message
-    assert "vision.pos_embed expected shape (1, 65, 96), got (1, 65, 95)" in message
+    assert "vision.pos_embed expected shape (1, 65, 64), got (1, 65, 95)" in message
     assert "text.bert.embeddings.LayerNorm.bias expected float16 or float32, got torch.int64" in message
     assert "in all" not in message
     assert "\n" not in message

@@ -69,7 +69,11 @@ def test_ground_runs_with_torch_uninstalled(exported, video):
     program = "\n".join(
         [
             "import sys",
-            "for name in ('torch', 'transformers', 'onnx', 'scipy', 'matplotlib'): sys.modules[name] = None",
+            "class Absent:",
+            "    def find_spec(self, name, path=None, target=None):",
+            "        if name.split('.')[0] in ('torch', 'transformers', 'onnx', 'scipy', 'matplotlib'):",
+            "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)",
+            "sys.meta_path.insert(0, Absent())",
             "from sdst.cli import main",
             "sys.exit(main(sys.argv[1:]))",
         ]

@@ -13,7 +13,7 @@ import torch
 
 from sdst_calib.parity import max_abs_error
 from sdst_export.graph import ExportError, rdsa_nodes
-from sdst_export.head import export_head
+from sdst_export.head import export_head, require_rdsa
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.session import open_session
@@ -134,12 +134,13 @@ def test_other_attentions_export_without_rdsa(exported, attention):
     assert rdsa_nodes(export_head(checkpoint)) == []
 
 
-def test_export_that_lost_its_nodes_is_refused(exported, monkeypatch):
-    from sdst_train.rdsa import rdsa
-
-    monkeypatch.setattr("sdst_export.head.symbolic_rdsa", rdsa)  # as if the op had been decomposed
-    with pytest.raises(ExportError, match="expected 2 sdst::RDSA nodes, one a step, the graph has 0"):
-        export_head(load_checkpoint(exported.checkpoint_path))
+def test_a_graph_that_lost_a_node_is_refused(head):
+    require_rdsa(head, 2)
+    broken = onnx.ModelProto()
+    broken.CopyFrom(head)
+    rdsa_nodes(broken)[0].domain = "other"
+    with pytest.raises(ExportError, match="expected 2 sdst::RDSA nodes, one a step, the graph has 1"):
+        require_rdsa(broken, 2)
 
 
 def test_session_names_what_is_wrong_with_its_inputs(exported):

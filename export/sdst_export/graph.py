@@ -53,6 +53,7 @@ def export_module(
     model: onnx.ModelProto = program.model_proto
     for step, node in enumerate(rdsa_nodes(model), 1):
         node.name = f"{DOMAIN}::{NAME}.step{step}"  # what Polygraphy and TensorRT's inspector show
+    if rdsa_nodes(model):
         add_function(model)
     _name_dynamic_axes(model, dynamic)
     for key, value in metadata.items():

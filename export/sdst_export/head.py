@@ -15,8 +15,6 @@ from sdst_train.model import SDST
 from .graph import ExportError, export_module, rdsa_nodes
 from .rdsa_op import symbolic_rdsa
 
-HEAD_INPUTS = ("video", "video_mask", "text", "text_mask")
-
 
 class _Ground(nn.Module):
     """`SDST.ground` as a module's forward."""
@@ -51,7 +49,12 @@ def export_head(checkpoint: Checkpoint) -> onnx.ModelProto:
     metadata = {"sdst.spec": spec.to_json(), "sdst.kind": "head", "sdst.steps": str(config.layers)}
     module = _Ground(copy.deepcopy(checkpoint.model).lower(symbolic_rdsa))
     model = export_module(module, inputs, HEAD_OUTPUTS, dynamic, metadata)
-    expected = config.layers if config.attention == "rdsa" else 0
-    if len(rdsa_nodes(model)) != expected:
-        raise ExportError(f"expected {expected} sdst::RDSA nodes, one a step, the graph has {len(rdsa_nodes(model))}")
+    require_rdsa(model, config.layers if config.attention == "rdsa" else 0)
     return model
+
+
+def require_rdsa(model: onnx.ModelProto, steps: int) -> None:
+    """Raise ExportError unless the top level of the graph holds `steps` sdst::RDSA nodes."""
+    found = len(rdsa_nodes(model))
+    if found != steps:
+        raise ExportError(f"expected {steps} sdst::RDSA nodes, one a step, the graph has {found}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .contracts import FeatureSpec
-from .errors import ContractError, InputError
+from .errors import ContractError, InputError, first_fault
 from .files import sha256_file, write_json
 from .session import Session, open_session
 
@@ -66,13 +66,7 @@ class Bundle:
         if text is None:
             raise ContractError(f"{self.path(model)}: carries no feature contract; export it again with this project")
         exported = FeatureSpec.from_json(text, self.path(model))
-        for field in dataclasses.fields(FeatureSpec):
-            ours, theirs = getattr(self.manifest.spec, field.name), getattr(exported, field.name)
-            if ours != theirs:
-                raise ContractError(
-                    f"{self.directory}: {MANIFEST} says {field.name} is {ours!r}, {self.path(model).name} was exported "
-                    f"with {theirs!r}; export the bundle again"
-                )
+        exported.require(self.manifest.spec, have=self.path(model), need=self.directory / MANIFEST, exact=True)
         return session
 
 
@@ -96,14 +90,14 @@ def _read_manifest(directory: Path) -> Manifest:
     adapter: Any = TypeAdapter(Manifest)
     try:
         manifest = adapter.validate_json(path.read_bytes(), strict=True, extra="forbid")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise ContractError(f"{path}: does not parse: {field}: {first['msg']}; export the bundle again") from error
+        raise ContractError(f"{path}: does not parse: {first_fault(error)}; export the bundle again") from error
     if manifest.format != FORMAT:
         raise ContractError(f"{path}: bundle format {manifest.format}, this sdst reads {FORMAT}; export it again")
     unknown = sorted(set(MODELS) - manifest.models.keys()) or sorted(
-        name for name in (*manifest.models.values(), *manifest.files) if Path(name).name != name
+        name for name in (*manifest.models.values(), *manifest.files) if Path(name).name != name or name in ("", "..")
     )
     if unknown or not {*manifest.models.values(), TOKENIZER} <= manifest.files.keys():
         raise ContractError(f"{path}: does not list its models and their digests; export the bundle again")

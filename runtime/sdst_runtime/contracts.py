@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ContractError, InputError
+from .errors import ContractError, InputError, first_fault
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,16 @@ class FeatureSpec:
         try:
             return _spec_adapter().validate_json(text, strict=True, extra="forbid")
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise ContractError(f"{source}: feature contract does not parse: {field}: {first['msg']}") from error
+            raise ContractError(f"{source}: feature contract does not parse: {first_fault(error)}") from error
 
-    def require(self, needed: FeatureSpec, *, have: str | Path, need: str | Path) -> None:
-        """Raise ContractError unless features under `self` serve a model for `needed`; `have` and `need` name both."""
+    def require(self, needed: FeatureSpec, *, have: str | Path, need: str | Path, exact: bool = False) -> None:
+        """Raise ContractError unless features under `self` serve a model for `needed`; `have` and `need` name both.
+
+        With `exact` a surplus of layers does not fit either.
+        """
         for field in dataclasses.fields(self):
             ours, theirs = getattr(self, field.name), getattr(needed, field.name)
-            fits = ours >= theirs if field.name == "layers" else ours == theirs
+            fits = ours >= theirs if field.name == "layers" and not exact else ours == theirs
             if not fits:
                 raise ContractError(
                     f"feature contracts disagree on {field.name}: {have} has {ours!r}, {need} needs {theirs!r}; "

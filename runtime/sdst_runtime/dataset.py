@@ -5,6 +5,8 @@ Shapes: B batch, T clips, K layers, V and X widths, L tokens, W windows. Numpy o
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .contracts import FeatureSpec
-from .errors import InputError
+from .errors import InputError, first_fault
 from .features import read_text_features, read_video_features, text_feature_path, video_feature_path
 from .files import read_jsonl
 
@@ -39,8 +41,11 @@ def load_samples(annotations: Path, features: Path, needed: FeatureSpec) -> list
     videos: dict[str, np.ndarray] = {}
     texts: dict[str, np.ndarray] = {}
     samples = []
-    for row in read_jsonl(annotations):
+    rows = read_jsonl(annotations)
+    for row in rows:
         check_annotation(row, annotations)
+    _check_qids([row["qid"] for row in rows], annotations)
+    for row in rows:
         vid, query = row["vid"], row["query"]
         if vid not in videos:
             videos[vid] = read_video_features(video_feature_path(features, vid), needed).features
@@ -77,20 +82,29 @@ def check_annotation(row: dict[str, Any], source: str | Path) -> None:
     from pydantic import ValidationError
 
     try:
-        parsed = _annotation_adapter().validate_python(row)
+        parsed = _annotation_adapter().validate_json(json.dumps(row), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise InputError(f"{source}, qid {row.get('qid', '?')}: {where}: {first['msg']}") from error
+        raise InputError(f"{source}, qid {row.get('qid', '?')}: {first_fault(error)}") from error
     if not parsed.relevant_windows or parsed.duration <= 0:
         what = "no relevant window" if not parsed.relevant_windows else f"duration is {parsed.duration}"
         raise InputError(f"{source}, qid {row['qid']}: {what}; mend the row or leave it out of the annotations")
     ids, scores = len(parsed.relevant_clip_ids), len(parsed.saliency_scores)
-    if ids != scores or len({len(row) for row in parsed.saliency_scores}) > 1:
+    if min((score for row in parsed.saliency_scores for score in row), default=0) < 0:
+        raise InputError(f"{source}, qid {row['qid']}: saliency_scores: expected scores of 0 or more")
+    widths = {len(row) for row in parsed.saliency_scores}
+    if ids != scores or len(widths) > 1 or 0 in widths:
         raise InputError(
             f"{source}, qid {row['qid']}: expected one row of saliency_scores, all of one length, for each of "
             f"{ids} relevant_clip_ids, got {scores} rows"
         )
+
+
+def _check_qids(qids: Sequence[int | str], source: str | Path) -> None:
+    if len({type(qid) for qid in qids}) > 1:
+        raise InputError(f"{source}: some qids are numbers, some are text; make them all one or the other")
+    repeated = next((qid for qid, count in Counter(qids).items() if count > 1), None)
+    if repeated is not None:
+        raise InputError(f"{source}, qid {repeated}: occurs more than once; qids must differ")
 
 
 def make_sample(row: dict[str, Any], video: np.ndarray, text: np.ndarray, clip_s: float) -> Sample:

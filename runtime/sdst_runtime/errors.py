@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 
 class SdstError(Exception):
@@ -26,12 +27,22 @@ class DependencyError(SdstError):
     """An optional package is missing: the message gives the command that installs it."""
 
 
+def first_fault(error: Any) -> str:
+    """The first field that a pydantic ValidationError names, and what is wrong with it."""
+    fault = error.errors()[0]
+    field = ".".join(str(part) for part in fault["loc"]) or "the whole"
+    return f"{field}: {fault['msg']}"
+
+
 def require_package(module: str, extra: str) -> ModuleType:
     """Import `module`, or raise `DependencyError` naming the pip extra of this project that brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         where = f"sdst[{extra}]" if extra else "sdst"
+        missing = (error.name or module).split(".")[0]
+        if missing.startswith("sdst"):  # a fault of ours, not of the installation
+            raise
         raise DependencyError(
-            f"{module.split('.')[0]} is needed here and cannot be imported ({error}): run  pip install '{where}'"
+            f"{missing} is needed here and cannot be imported ({error}): run  pip install '{where}'"
         ) from error

@@ -72,7 +72,7 @@ def _read(path: Path, needed: FeatureSpec | None, keys: tuple[str, ...]) -> tupl
         with safetensors.safe_open(path, "numpy") as stored:
             metadata = stored.metadata()
             features = stored.get_tensor("features")
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable feature file ({error}); extract it again") from error
     header = unpack_header(metadata, keys, path)
     spec = FeatureSpec.from_json(header["spec"], path)

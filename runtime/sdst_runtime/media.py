@@ -238,11 +238,11 @@ def _shown_frames(path: Path, threads: int, warnings: list[str]) -> Iterator[_Sh
 
 def _open(av: Any, path: Path) -> InputContainer:
     """Open a local file and nothing else: playlists may not lead elsewhere."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; give a video file in it")
-    if not path.exists():
-        raise InputError(f"{path}: no such video file; check the path")
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory; give a video file in it")
+        if not path.exists():
+            raise InputError(f"{path}: no such video file; check the path")
         options = {"protocol_whitelist": "file"}
         return av.open(f"file:{path}", container_options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:

@@ -5,7 +5,6 @@ A session maps named numpy arrays to named numpy arrays. `open_session` picks th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .errors import InputError, require_package
+from .machine import usable_cores
 
 
 class Session(Protocol):
@@ -33,7 +33,9 @@ class OnnxRuntimeSession:
         """`threads` within one operator; default: all cores this process may use."""
         ort: Any = require_package("onnxruntime", "")
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        if threads is not None and threads < 1:
+            raise InputError(f"threads: expected at least 1, got {threads}")
+        options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = 3
         if not Path(path).is_file():
             raise InputError(f"{path}: no such model; export a bundle with  sdst export")
@@ -48,6 +50,7 @@ class OnnxRuntimeSession:
         self.outputs = [o.name for o in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name. Raises InputError when a name, type or shape of the inputs is wrong."""
         self._check(inputs)
         values = self._session.run(self.outputs, dict(inputs))
         return dict(zip(self.outputs, values, strict=True))

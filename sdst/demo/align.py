@@ -1,16 +1,16 @@
 """Make the demo's tiny backbone: both towers trained together on the demo's own clips, as CLIP is.
 
 Every one of the last K pooled layers is aligned with the same layer of the text tower, so that each can be read by the
-side-tuner; the projections used here are thrown away. Besides whole sentences, sentences that name a single attribute
-are contrasted: they teach motion and shape much sooner. Held-out attribute combinations are never shown. The result,
-`sdst/demo/assets/tiny_backbone.safetensors`, ships with the package; `python -m sdst.demo.align` makes it again.
+side-tuner; the projections used here are thrown away. Besides the contrast, a linear map of each layer names colour,
+shape and action of what is shown, without which motion is learned many times later. Held-out combinations are never
+shown. The result, `sdst/demo/assets/tiny_backbone.safetensors`, ships with the package; `python -m sdst.demo.align`
+makes it again.
 
 Shapes: N clips in a batch, K layers, V and X widths, E width of the shared space.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import require_package
+from sdst_runtime.files import make_directory
+from sdst_runtime.machine import usable_cores
 from sdst_train.backbone.text import TextEncoder
 from sdst_train.backbone.towers import Backbone, save_backbone, tiny_config
 from sdst_train.backbone.vision import VisionEncoder, sincos_positions
@@ -35,7 +37,7 @@ from sdst_train.backbone.vision import VisionEncoder, sincos_positions
 from . import BACKBONE
 from .clips import FRAMES_PER_CLIP, ClipBatch, sample_clips
 from .dataset import CLIP_S
-from .grammar import ACTIONS, COLOURS, SHAPES, Event, empty_sentence, labels, partial_sentence, sentence, vocabulary
+from .grammar import ACTIONS, COLOURS, SHAPES, Event, empty_sentence, labels, sentence, vocabulary
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SHARED_WIDTH = 64
@@ -48,10 +50,10 @@ class AlignConfig:
     """How the tiny backbone is trained."""
 
     out: Path = BACKBONE
-    clips: int = 24000  # rendered once, described anew each time they are drawn
-    steps: int = 3000
+    clips: int = 16000  # rendered once, described anew each time they are drawn
+    steps: int = 2600
     batch_size: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
     layers: int = 4  # K
@@ -60,6 +62,7 @@ class AlignConfig:
 
 def align(config: AlignConfig, say: Callable[[str], None]) -> FeatureSpec:
     """Train, write the backbone file and return its contract; `say` gets a line now and then."""
+    make_directory(config.out.parent)
     torch.manual_seed(config.seed)
     say(f"painting {config.clips} clips")
     pool = ClipPool.render(config.clips, config.seed)
@@ -69,8 +72,10 @@ def align(config: AlignConfig, say: Callable[[str], None]) -> FeatureSpec:
     vision, text = backbone.vision.requires_grad_(True).train(), backbone.text.requires_grad_(True).train()
     project_video = nn.Linear(backbone.spec.video_width, SHARED_WIDTH, bias=False)
     project_text = nn.Linear(backbone.spec.text_width, SHARED_WIDTH, bias=False)
+    name_attributes = nn.Linear(backbone.spec.video_width, sum(map(len, ATTRIBUTES.values())))
     log_scale = nn.Parameter(torch.tensor(2.3))
-    parameters = [*vision.parameters(), *text.parameters(), *project_video.parameters(), *project_text.parameters()]
+    modules = (vision, text, project_video, project_text, name_attributes)
+    parameters = [parameter for module in modules for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -85,20 +90,13 @@ def align(config: AlignConfig, say: Callable[[str], None]) -> FeatureSpec:
     started, running = time.perf_counter(), []
     for step in range(1, config.steps + 1):
         index = pool.draw(config.batch_size, rng)
-        said = pool.describe(index, rng)
-        ids, mask = tokenizer.encode_batch(said + attribute_sentences(rng), backbone.spec.max_tokens)
+        ids, mask = tokenizer.encode_batch(pool.describe(index, rng), backbone.spec.max_tokens)
         mask = torch.from_numpy(mask)
-        video_NKE = project_video(vision(torch.from_numpy(pool.frames[index])))
-        text_SKLX = text(torch.from_numpy(ids), mask)
-        text_SKE = project_text((text_SKLX * mask[:, None, :, None]).sum(2) / mask.sum(1)[:, None, None])
-        loss = contrast(video_NKE, text_SKE[: len(said)], pool.fits(index), log_scale.exp())
-        first = len(said)
-        for attribute, known in enumerate(ATTRIBUTES.values()):
-            fits = pool.attribute_fits(index, attribute)
-            shown, used = fits.any(1), fits.any(0)
-            text_AKE = text_SKE[first : first + len(known)][used]
-            loss = loss + contrast(video_NKE[shown], text_AKE, fits[shown][:, used], log_scale.exp()) / len(ATTRIBUTES)
-            first += len(known)
+        video_NKV = vision(torch.from_numpy(pool.frames[index]))
+        text_NKLX = text(torch.from_numpy(ids), mask)
+        text_NKX = (text_NKLX * mask[:, None, :, None]).sum(2) / mask.sum(1)[:, None, None]
+        loss = contrast(project_video(video_NKV), project_text(text_NKX), pool.fits(index), log_scale.exp())
+        loss = loss + naming_loss(name_attributes(video_NKV), [pool.attribute_fits(index, i) for i in range(3)])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -132,9 +130,15 @@ def contrast(video_NKE: Tensor, text_SKE: Tensor, fits_NS: np.ndarray, scale: Te
     return (losses[0] + losses[1]) / 2
 
 
-def attribute_sentences(rng: np.random.Generator) -> list[str]:
-    """A sentence for each value of each attribute, in the order of ATTRIBUTES."""
-    return [partial_sentence(name, value, rng) for name, known in ATTRIBUTES.items() for value in known]
+def naming_loss(logits_NKA: Tensor, fits: Sequence[np.ndarray]) -> Tensor:
+    """Cross entropy of each attribute's values, averaged over layers and over the clips that show an object."""
+    shown = torch.from_numpy(fits[0].any(1))
+    losses = []
+    for logits, truth in zip(logits_NKA.split([f.shape[1] for f in fits], dim=-1), fits, strict=True):
+        target = torch.from_numpy(truth)[shown].float()
+        target = target / target.sum(1, keepdim=True)
+        losses.append(-(target[:, None] * logits[shown].log_softmax(-1)).sum(-1).mean())
+    return torch.stack(losses).sum()
 
 
 def new_backbone(layers: int) -> Backbone:
@@ -196,7 +200,7 @@ class ClipPool:
         """Paint `count` clips on all cores; the same for the same seed, whatever the number of cores."""
         share = 500
         sizes = [share] * (count // share) + ([count % share] if count % share else [])
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as workers:
+        with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as workers:
             batches = list(workers.map(_render, [(seed, i, size) for i, size in enumerate(sizes)]))
         events = tuple(event for batch in batches for event in batch.events)
         others = [event for batch in batches for event in batch.others]
@@ -265,7 +269,7 @@ def probe_lines(vision: nn.Module, pool: ClipPool) -> list[str]:
 
 def _render(job: tuple[int, int, int]) -> ClipBatch:
     seed, index, size = job
-    return sample_clips(np.random.default_rng((seed, index)), size)
+    return sample_clips(np.random.default_rng((seed, index)), size, image_size=tiny_config(1)[0].image_size)
 
 
 def _number(event: Event | None, nothing: int) -> int:

@@ -202,17 +202,6 @@ def sentences(event: Event, rng: np.random.Generator, count: int) -> list[str]:
     return list(found)
 
 
-def partial_sentence(attribute: str, value: str, rng: np.random.Generator) -> str:
-    """A sentence that names one attribute only: "something crimson", "a disc", "something is gliding to the left"."""
-    if attribute == "colour":
-        return f"something {pick(rng, COLOURS[value])}"
-    if attribute == "shape":
-        return f"a {pick(rng, SHAPES[value])}"
-    verbs, tails = pick(rng, ACTIONS[value])
-    (_, finite, ing), tail = pick(rng, verbs), pick(rng, tails)
-    return f"something {pick(rng, (finite, f'is {ing}'))} {tail}".strip()
-
-
 def empty_sentence(rng: np.random.Generator) -> str:
     """A sentence that describes a scene without objects."""
     return pick(rng, EMPTY_SENTENCES)

@@ -7,7 +7,7 @@ files, and writes report.html and summary.json. docs/demo.md says what the numbe
 from __future__ import annotations
 
 import dataclasses
-import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,7 +27,8 @@ from sdst_runtime import Grounder
 from sdst_runtime.dataset import Sample, batches_by_length, pad_inputs
 from sdst_runtime.decode import predict
 from sdst_runtime.errors import InputError
-from sdst_runtime.files import read_jsonl, write_json, write_jsonl
+from sdst_runtime.files import make_directory, read_jsonl, write_json, write_jsonl
+from sdst_runtime.machine import machine_facts
 from sdst_runtime.metrics import evaluate, top_clip_in_window
 from sdst_runtime.report import Curve, MetricRow, QueryPanel, Report, VideoPanel, write_report
 from sdst_runtime.session import Session
@@ -37,7 +39,7 @@ from sdst_train.config import LossConfig, ModelConfig, TrainConfig
 from sdst_train.model import parameter_count
 from sdst_train.session import TorchSession
 
-from ..ground import latency_rows, machine_facts, video_panel
+from ..ground import latency_rows, video_panel
 from ..train import load_split, train_with_progress
 from . import BACKBONE
 from .dataset import CLIP_S, render_dataset
@@ -73,6 +75,7 @@ def demo(
             "expected a training video, two held-out videos and an epoch at least, got "
             f"{train_videos}, {val_videos} and {epochs}"
         )
+    make_directory(out)
     stages = Stages(Console(stderr=True))
     with stages.timed("render", "videos") as on_done:
         render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
@@ -106,15 +109,14 @@ def demo(
         **metrics,
         "shuffled_queries": control,
         "onnx": onnx_metrics,
-        "onnx_max_abs_error": max(errors.values()),
+        "onnx_max_abs_error": float(np.max(list(errors.values()))),  # NaN stays NaN
         "parameters": parameters(checkpoint, backbone),
         "queries": {
             "train": len(train_samples),
             "val": len(val_samples),
             "val_held_out_combination": sum(s.row["held_out_combination"] for s in val_samples),
         },
-        "val_seen_combinations": measure(torch_head, [s for s in val_samples if not s.row["held_out_combination"]]),
-        "val_held_out_combinations": measure(torch_head, [s for s in val_samples if s.row["held_out_combination"]]),
+        **by_combination(torch_head, val_samples),
         "best_epoch": checkpoint.epoch,
         "seed": seed,
         "machine": dict(machine_facts()) | {"torch": torch.__version__},
@@ -129,8 +131,8 @@ def extract(out: Path, on_done: Callable[[int, int], None]) -> Backbone:
     """Features of all videos and sentences of the rendered dataset, by the tiny backbone."""
     rows = [row for split in ("train", "val") for row in read_jsonl(out / "annotations" / f"{split}.jsonl")]
     videos = {row["vid"]: out / "videos" / f"{row['vid']}.mp4" for row in rows}
-    extract_videos(videos, BACKBONE, out / "features", on_video=on_done)
     backbone = load_backbone(BACKBONE)
+    extract_videos(videos, BACKBONE, out / "features", on_video=on_done)
     extract_sentences([row["query"] for row in rows], backbone, out / "features")
     return backbone
 
@@ -163,9 +165,18 @@ def measure(head: Session, samples: Sequence[Sample], predictions: Path | None =
     rows, truth = predict(head, samples, CLIP_S), [sample.row for sample in samples]
     if predictions is not None:
         write_jsonl(predictions, rows)
-    brief = evaluate(rows, truth)["brief"]
+    brief = evaluate(rows, truth, clip_s=CLIP_S)["brief"]
     values = {name: brief[official] for name, official in METRICS.items()}
-    return {**values, "top_clip_in_window": round(top_clip_in_window(rows, truth), 2)}
+    return {**values, "top_clip_in_window": round(top_clip_in_window(rows, truth, clip_s=CLIP_S), 2)}
+
+
+def by_combination(head: Session, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """The metrics of queries whose combination of attributes was, and was not, in training."""
+    parts = {
+        "val_seen_combinations": [s for s in samples if not s.row["held_out_combination"]],
+        "val_held_out_combinations": [s for s in samples if s.row["held_out_combination"]],
+    }
+    return {name: measure(head, part) for name, part in parts.items() if part}
 
 
 def with_other_queries(samples: Sequence[Sample]) -> list[Sample]:
@@ -195,9 +206,7 @@ def ground_videos(grounder: Grounder, out: Path, samples: Sequence[Sample]) -> t
         rows = [s.row for s in samples if s.row["vid"] == vid]
         path = out / "videos" / f"{vid}.mp4"
         features = grounder.encode(path)
-        for row in rows:  # one by one, as a person asks: this is the latency that the report shows
-            grounder.ground(features, row["query"])
-        answers = grounder.ground_batch(features, [row["query"] for row in rows])
+        answers = [grounder.ground(features, row["query"]) for row in rows]  # one by one: the latency of one question
         queries = tuple(
             QueryPanel(answer, tuple((start, end) for start, end in row["relevant_windows"]))
             for answer, row in zip(answers, rows, strict=True)
@@ -262,6 +271,7 @@ class Stages:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def say(self, line: str) -> None:
+        """Print a line under the stage's name."""
         self.console.print(f"  {line}", highlight=False)
 
     @contextmanager
@@ -283,8 +293,8 @@ def show(console: Console, summary: dict[str, Any], out: Path) -> None:
     for name, control in summary["shuffled_queries"].items():
         table.add_row(name, f"{summary[name]:.2f}", f"{control:.2f}", f"{summary['onnx'][name]:.2f}")
     console.print(table)
-    vid = read_jsonl(out / "annotations" / "val.jsonl")[0]
-    command = f"sdst ground {out}/videos/{vid['vid']}.mp4 {json.dumps(vid['query'])} --bundle {out}/bundle"
+    row = read_jsonl(out / "annotations" / "val.jsonl")[0]
+    command = ("sdst", "ground", f"{out}/videos/{row['vid']}.mp4", row["query"], "--bundle", f"{out}/bundle")
     console.print(f"torch against ONNX Runtime: max abs error {summary['onnx_max_abs_error']:.1e}")
-    console.print(f"{sum(summary['seconds'].values()):.0f} s in all. Look at {out}/report.html, or ask:")
-    console.print(f"  {command}", soft_wrap=True, highlight=False)
+    line = f"{sum(summary['seconds'].values()):.0f} s in all. Look at {out}/report.html, or ask:"
+    console.print(line, f"\n  {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)

@@ -5,16 +5,16 @@ A file that is already there, made under the same contract, is kept: an interrup
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from sdst_runtime.contracts import FeatureSpec, TextFeatures, VideoFeatures
-from sdst_runtime.errors import SdstError
+from sdst_runtime.errors import InputError, SdstError
 from sdst_runtime.features import (
     read_video_features,
     text_feature_path,
@@ -22,6 +22,7 @@ from sdst_runtime.features import (
     write_text_features,
     write_video_features,
 )
+from sdst_runtime.machine import usable_cores
 from sdst_runtime.media import ClipStream
 
 from .extract import encode_clips, encode_sentences
@@ -39,7 +40,7 @@ def extract_videos(
 
     Raises InputError for a video that cannot be used. `on_video` gets (done, total); `workers` default to all cores.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or usable_cores()
     warnings: list[str] = []
     jobs = [(vid, path, out) for vid, path in videos.items()]
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (backbone_path,)) as pool:
@@ -47,6 +48,8 @@ def extract_videos(
             for done, lines in enumerate(pool.map(_extract_video, jobs, chunksize=4), 1):
                 warnings += lines
                 on_video(done, len(jobs))
+        except BrokenProcessPool as error:
+            raise InputError("a worker that extracts features died (out of memory?): use fewer workers") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.files import atomic_path, sha256_file
+from sdst_runtime.errors import ContractError, InputError, first_fault
+from sdst_runtime.files import sha256_file, write_bytes
 from sdst_runtime.text import Tokenizer
 
 from .text import TextConfig, TextEncoder
@@ -133,8 +133,7 @@ def save_backbone(
     the same bytes. Raises ContractError when the spec does not fit the encoders or a weight does not fit `dtype`, and
     InputError when the path cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if dtype not in (torch.float16, torch.float32):
         raise InputError(f"dtype: a backbone is stored as torch.float16 or torch.float32, got {dtype}")
@@ -150,11 +149,7 @@ def save_backbone(
         "features": {k: v for k, v in dataclasses.asdict(spec).items() if k not in DERIVED},
         "tokenizer": tokenizer_json,
     }
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(header)})
-        except SafetensorError as error:  # safetensors wraps the operating system's errors
-            raise InputError(f"cannot write {path}: {error}; choose another place or free it") from error
+    write_bytes(path, save(tensors, {METADATA_KEY: json.dumps(header)}))
     return dataclasses.replace(spec, backbone_sha256=sha256_file(path))
 
 
@@ -189,15 +184,19 @@ def load_backbone(path: Path) -> Backbone:
 
 
 def tiny_config(vocab_size: int) -> tuple[VisionConfig, TextConfig]:
-    """The demo's backbone: under 2 MB in fp16 with a vocabulary of some 250 words. Use it with K = 4."""
+    """The demo's backbone: under 2 MB in fp16 with a vocabulary of some 250 words. Use it with K = 4.
+
+    Small pictures in small patches: at equal cost it learns motion and shape several times sooner than 56 pixels in
+    patches of 14, where an object hides within one patch.
+    """
     vision = VisionConfig(
-        image_size=56,
-        patch_size=14,
+        image_size=28,
+        patch_size=7,
         frames=4,
-        width=96,
+        width=64,
         depth=6,
         heads=4,
-        mlp_width=288,
+        mlp_width=192,
         pool_heads=4,
         output_width=64,
     )
@@ -233,9 +232,7 @@ def _parse_config(kind: type[Config], fields: dict[str, Any], source: str) -> Co
     try:
         return TypeAdapter(kind).validate_json(json.dumps(fields), strict=True, extra="forbid")
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise ContractError(f"{source} configuration does not parse: {field}: {first['msg']}") from error
+        raise ContractError(f"{source} configuration does not parse: {first_fault(error)}") from error
     except InputError as error:
         raise ContractError(f"{source} configuration: {error}") from error
 
