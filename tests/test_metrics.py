@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def slow_highlights(predictions: list[dict], ground_truth: dict[Any, dict], leve
     aps, hits = [], []
     for row in predictions:
         truth = ground_truth[row["qid"]]
-        clips = int(truth["duration"] / 2)
+        clips = math.ceil(truth["duration"] / 2)
         rating = dict(zip(truth["relevant_clip_ids"], truth["saliency_scores"], strict=True))
         scores = row["pred_saliency_scores"]
         top = scores.index(max(scores))
@@ -111,7 +112,7 @@ def synthetic(seed: int, queries: int = 25) -> tuple[list[dict], list[dict]]:
     for number in range(queries):
         qid = f"q{number}" if number % 3 == 0 else number
         duration = float(rng.choice([20, 61, 120, 150, 151.5]))
-        clips = int(duration / 2)
+        clips = math.ceil(duration / 2)
         starts = rng.integers(0, clips - 1, rng.integers(1, 6)) * 2
         lengths = rng.choice([2, 4, 10, 12, 30, 32, 80, 160], len(starts))
         windows = [[int(start), int(start + length)] for start, length in zip(starts, lengths, strict=True)]
@@ -339,7 +340,7 @@ BAD_INPUT = {
         lambda p, g: g[0].update(saliency_scores=[[1, 2]] * 2),
         r"qid 1: saliency_scores: expected 3",
     ),
-    "no duration": (lambda p, g: g[1].pop("duration"), r"qid 2: duration must be 2 s \(one clip\) or more, got None"),
+    "no duration": (lambda p, g: g[1].pop("duration"), "qid 2: duration must be a number of seconds above 0, got None"),
     "nothing": (
         lambda p, g: [row.update(pred_relevant_windows=[], pred_saliency_scores=[]) for row in p],
         r"nothing to score",

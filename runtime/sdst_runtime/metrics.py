@@ -43,7 +43,9 @@ def evaluate(
 
     Rows of predictions hold qid, pred_relevant_windows [[start, end, score], ...] and pred_saliency_scores (one a
     clip); without either of the two in all rows its metrics are absent. `rounded`: two decimals, as the official.
-    A length range that no annotated window falls into has None. Raises InputError naming the qid that is wrong.
+    A length range that no annotated window falls into has None. A last clip that is cut short counts (61 s are 31
+    clips of 2 s); the official code would drop it, on its own data all clips are whole. Raises InputError naming the
+    qid that is wrong.
     """
     annotations = pair(predictions, ground_truth)
     brief: dict[str, Any] = {}

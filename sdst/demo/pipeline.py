@@ -57,9 +57,9 @@ def demo(
     *,
     out: Path = Path("demo-out"),
     seed: int = 7,
-    train_videos: int = 420,
-    val_videos: int = 70,
-    epochs: int = 12,
+    train_videos: int = 300,
+    val_videos: int = 60,
+    epochs: int = 8,
 ) -> None:
     """Run the whole line on rendered videos: about 6 minutes on 2 cores.
 
@@ -145,7 +145,7 @@ def demo_config(backbone: Backbone, epochs: int, seed: int) -> TrainConfig:
         batch_size=16,
         learning_rate=1e-3,
         schedule="cosine",
-        warmup_steps=170,
+        warmup_steps=80,
         gradient_clip=0.5,
         seed=seed,
         model=ModelConfig(
