@@ -13,6 +13,7 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.features import read_video_features
 from sdst_train.checkpoint import Checkpoint
 from sdst_train.config import TrainConfig
+from sdst_train.model import in_both_units, parameter_count
 from sdst_train.train import SELECT_BY, Progress
 from sdst_train.train import train as run_training
 
@@ -29,6 +30,7 @@ def train(data: tyro.conf.Positional[Path], *, out: Path, config: tyro.conf.Omit
     model = replace(config.model, video_width=spec.video_width, text_width=spec.text_width)
     train_samples, val_samples = (load_split(data, split, spec) for split in ("train", "val"))
     best = train_with_progress(replace(config, model=model), train_samples, val_samples, spec, out)
+    print(f"trained parameters: {in_both_units(parameter_count(best.model))}")  # noqa: T201
     print(f"{out / 'best.safetensors'}: epoch {best.epoch}, {SELECT_BY} {best.metrics[SELECT_BY]:.2f}")  # noqa: T201
 
 

@@ -224,3 +224,8 @@ def initial_references(config: ModelConfig) -> Tensor:
 def parameter_count(model: nn.Module) -> int:
     """Number of trained parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def in_both_units(count: int) -> str:
+    """A parameter count exact, in millions and in units of 2^20, which papers mix up: 4.31 M is 4.11 Mi."""
+    return f"{count:,} ({count / 1e6:.2f} M, {count / 2**20:.2f} Mi)"

@@ -65,30 +65,39 @@ def test_ground_prints_a_table_and_writes_a_page(capsys, exported, video, tmp_pa
     assert QUERY in page.read_text()
 
 
-def test_ground_runs_with_torch_uninstalled(exported, video):
+def run_without(packages: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`sdst ARGUMENTS` in a process where `packages` cannot be imported, as if they were not installed."""
     program = "\n".join(
         [
             "import sys",
             "class Absent:",
             "    def find_spec(self, name, path=None, target=None):",
-            "        if name.split('.')[0] in ('torch', 'transformers', 'onnx', 'scipy', 'matplotlib'):",
+            f"        if name.split('.')[0] in {packages!r}:",
             "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)",
             "sys.meta_path.insert(0, Absent())",
             "from sdst.cli import main",
             "sys.exit(main(sys.argv[1:]))",
         ]
     )
-    command = [sys.executable, "-c", program, "ground", video, QUERY, "--bundle", exported.directory, "--json"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_ground_runs_with_torch_uninstalled(exported, video):
+    absent = ("torch", "transformers", "onnx", "onnxscript", "scipy", "matplotlib")
+    done = run_without(absent, "ground", video, QUERY, "--bundle", exported.directory, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"][0]["query"] == QUERY
 
 
-def test_missing_torch_is_said_where_it_is_needed(capsys, monkeypatch, exported, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    line = fails(capsys, "export", exported.checkpoint_path, "--backbone", "x", "--out", tmp_path / "bundle")
-    assert "torch is needed here" in line
-    assert "pip install 'sdst[demo]'" in line
+@pytest.mark.parametrize(
+    ("package", "verb", "extra"), [("torch", "train", "train"), ("onnx", "export", "export"), ("torch", "demo", "demo")]
+)
+def test_a_missing_package_is_said_with_its_extra(package, verb, extra):
+    done = run_without((package,), verb, "--help")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {package} is needed here")
+    assert done.stderr.endswith(f"run pip install 'sdst[{extra}]'\n")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +187,8 @@ def test_bundle_whose_contract_was_edited(capsys, bundle, video, field, value):
     manifest["spec"][field] = value
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     line = fails(capsys, "ground", video, QUERY, "--bundle", bundle)
-    assert f"says {field} is" in line
+    assert f"feature contracts disagree on {field}: " in line
+    assert "bundle.json needs" in line
     for shown in (before, value):
         assert repr(tuple(shown) if isinstance(shown, list) else shown) in line
 

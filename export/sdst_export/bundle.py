@@ -25,7 +25,13 @@ def export_bundle(
     bundle.json and is no bundle. Raises ContractError
     when the checkpoint was trained on features of another backbone, InputError when `out` cannot be written.
     """
-    backbone.spec.require(checkpoint.spec, have="the backbone", need="the checkpoint", exact=True)
+    backbone.spec.require(
+        checkpoint.spec,
+        have="the backbone",
+        need="the checkpoint",
+        exact=True,
+        mend="give the backbone that made the features",
+    )
     out = Path(out)
     make_directory(out)
     exports = {

@@ -66,7 +66,13 @@ class Bundle:
         if text is None:
             raise ContractError(f"{self.path(model)}: carries no feature contract; export it again with this project")
         exported = FeatureSpec.from_json(text, self.path(model))
-        exported.require(self.manifest.spec, have=self.path(model), need=self.directory / MANIFEST, exact=True)
+        exported.require(
+            self.manifest.spec,
+            have=self.path(model),
+            need=self.directory / MANIFEST,
+            exact=True,
+            mend="export the bundle again",
+        )
         return session
 
 

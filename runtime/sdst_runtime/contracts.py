@@ -54,18 +54,25 @@ class FeatureSpec:
         except ValidationError as error:
             raise ContractError(f"{source}: feature contract does not parse: {first_fault(error)}") from error
 
-    def require(self, needed: FeatureSpec, *, have: str | Path, need: str | Path, exact: bool = False) -> None:
+    def require(
+        self,
+        needed: FeatureSpec,
+        *,
+        have: str | Path,
+        need: str | Path,
+        exact: bool = False,
+        mend: str = "make the features again with the model's contract",
+    ) -> None:
         """Raise ContractError unless features under `self` serve a model for `needed`; `have` and `need` name both.
 
-        With `exact` a surplus of layers does not fit either.
+        With `exact` a surplus of layers does not fit either; `mend` ends the message.
         """
         for field in dataclasses.fields(self):
             ours, theirs = getattr(self, field.name), getattr(needed, field.name)
             fits = ours >= theirs if field.name == "layers" and not exact else ours == theirs
             if not fits:
                 raise ContractError(
-                    f"feature contracts disagree on {field.name}: {have} has {ours!r}, {need} needs {theirs!r}; "
-                    "make the features again with the model's contract"
+                    f"feature contracts disagree on {field.name}: {have} has {ours!r}, {need} needs {theirs!r}; {mend}"
                 )
 
 

@@ -36,7 +36,7 @@ from sdst_train.backbone.dataset import extract_sentences, extract_videos
 from sdst_train.backbone.towers import Backbone, load_backbone
 from sdst_train.checkpoint import Checkpoint
 from sdst_train.config import LossConfig, ModelConfig, TrainConfig
-from sdst_train.model import parameter_count
+from sdst_train.model import in_both_units, parameter_count
 from sdst_train.session import TorchSession
 
 from ..ground import latency_rows, video_panel
@@ -252,7 +252,8 @@ def demo_report(summary: dict[str, Any], panels: tuple[VideoPanel, ...], grounde
         facts=(
             ("queries", f"{queries['train']} training, {queries['val']} held out"),
             ("unseen combinations", f"{queries['val_held_out_combination']} of the held-out queries"),
-            ("parameters", f"head {counts['head']:,}, vision {counts['vision']:,}, text {counts['text']:,}"),
+            ("trained parameters", in_both_units(counts["head"])),
+            ("frozen parameters", f"vision {counts['vision']:,}, text {counts['text']:,}"),
             ("torch against ONNX Runtime", f"{summary['onnx_max_abs_error']:.1e} max abs error"),
         ),
         notes=(
@@ -295,6 +296,7 @@ def show(console: Console, summary: dict[str, Any], out: Path) -> None:
     console.print(table)
     row = read_jsonl(out / "annotations" / "val.jsonl")[0]
     command = ("sdst", "ground", f"{out}/videos/{row['vid']}.mp4", row["query"], "--bundle", f"{out}/bundle")
+    console.print(f"trained parameters: {in_both_units(summary['parameters']['head'])}", highlight=False)
     console.print(f"torch against ONNX Runtime: max abs error {summary['onnx_max_abs_error']:.1e}")
     line = f"{sum(summary['seconds'].values()):.0f} s in all. Look at {out}/report.html, or ask:"
     console.print(line, f"\n  {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,42 @@
+"""`sdst score`: predictions against annotations, with the official QVHighlights metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sdst_runtime.files import read_jsonl, write_json
+from sdst_runtime.metrics import evaluate, moment_metrics
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def score(
+    predictions: tyro.conf.Positional[Path],
+    ground_truth: tyro.conf.Positional[Path],
+    *,
+    output: Path | None = None,
+    unrounded: Flag = False,
+    moments: Flag = False,
+    clip_s: float = 2.0,
+) -> None:
+    """Print the metrics of a prediction file as JSON, with the keys and values of the official evaluator.
+
+    Args:
+        predictions: JSONL with qid, pred_relevant_windows and pred_saliency_scores in each line.
+        ground_truth: JSONL of annotations in the QVHighlights form.
+        output: Write the JSON to this file too.
+        unrounded: All digits instead of two.
+        moments: Add R1 and R5 at 0.3, 0.5 and 0.7 and mIoU (as for Charades-STA and TACoS) under "moments".
+        clip_s: Seconds a clip, for highlight metrics.
+    """
+    rows, truth = read_jsonl(predictions), read_jsonl(ground_truth)
+    result = evaluate(rows, truth, rounded=not unrounded, clip_s=clip_s)
+    if moments:
+        result["moments"] = moment_metrics(rows, truth, ranks=(1, 5), rounded=not unrounded)
+    if output is not None:
+        write_json(output, result)
+    print(json.dumps(result, indent=4))  # noqa: T201
