@@ -11,6 +11,7 @@ from . import __version__
 
 VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "ground": ("sdst.ground:ground", "", "find the moments of a video that sentences describe"),
+    "score": ("sdst.score:score", "", "score predictions as the official QVHighlights evaluator does"),
     "train": ("sdst.train:train", "train", "train SDST on a folder of annotations and features"),
     "export": ("sdst.export:export", "export", "turn a checkpoint and its backbone into a bundle of ONNX files"),
     "demo": ("sdst.demo.pipeline:demo", "demo", "run the whole line on rendered videos and write a report"),

@@ -307,6 +307,58 @@ def test_train_on_nan_features(capsys, dataset, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def score_files(folder: Path, **changes) -> tuple[Path, Path]:
+    """Two queries: the first moment is right for one of them. `changes` overwrite the first prediction."""
+    from sdst_runtime.files import write_jsonl
+
+    truth = {"query": "q", "duration": 20, "relevant_clip_ids": [1, 2], "saliency_scores": [[4, 4, 4], [2, 3, 4]]}
+    annotations = [{"qid": i, "vid": f"v{i}", "relevant_windows": [[2, 6]], **truth} for i in range(2)]
+    saliency = [0.0, 0.9, 0.5, *[0.1] * 7]
+    row = {
+        "qid": 0,
+        "vid": "v0",
+        "query": "q",
+        "pred_relevant_windows": [[2, 6, 0.9]],
+        "pred_saliency_scores": saliency,
+    }
+    missed = {**row, "qid": 1, "vid": "v1", "pred_relevant_windows": [[8, 12, 0.5], [2, 5, 0.4]]}
+    write_jsonl(folder / "predictions.jsonl", [row | changes, missed])
+    write_jsonl(folder / "truth.jsonl", annotations)
+    return folder / "predictions.jsonl", folder / "truth.jsonl"
+
+
+def test_score_prints_and_writes_the_same(capsys, tmp_path):
+    files = score_files(tmp_path)
+    code, out, err = run(capsys, "score", *files, "--output", tmp_path / "new" / "metrics.json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result == json.loads((tmp_path / "new" / "metrics.json").read_text())
+    assert next(iter(result)) == "brief"
+    assert result["brief"]["MR-full-R1@0.5"] == 50.0
+    assert result["brief"]["MR-full-mAP@0.5"] == 75.0
+    assert result["brief"]["HL-min-VeryGood-Hit1"] == 100.0
+    assert "moments" not in result
+
+
+def test_score_on_request(capsys, tmp_path):
+    code, out, _ = run(capsys, "score", *score_files(tmp_path), "--moments", "--unrounded")
+    result = json.loads(out)
+    assert code == 0
+    assert result["moments"]["R1@0.5"] == 50.0
+    assert result["moments"]["R5@0.7"] == 100.0
+    assert result["moments"]["mIoU"] == 50.0
+
+
+def test_score_names_the_query_that_is_wrong(capsys, tmp_path):
+    assert "qid 0" in fails(capsys, "score", *score_files(tmp_path, pred_relevant_windows=[[2, float("nan"), 1]]))
+    predictions, truth = score_files(tmp_path)
+    predictions.write_text(predictions.read_text().splitlines()[0] + "\n")
+    line = fails(capsys, "score", predictions, truth, "--output", tmp_path / "metrics.json")
+    assert "1" in line
+    assert not (tmp_path / "metrics.json").exists()
+    assert "cannot read" in fails(capsys, "score", tmp_path / "none.jsonl", truth)
+
+
 def test_unknown_verb_and_bad_numbers(capsys, tmp_path):
     assert "unknown command 'grond': expected one of ground," in fails(capsys, "grond")
     line = fails(capsys, "demo", "--out", tmp_path / "out", "--val-videos", 1)
