@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +17,19 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux; containers and taskset narrow it
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Processes started in this block ignore Ctrl-C for good: their parent handles it and ends them in order."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def machine_facts() -> tuple[tuple[str, str], ...]:

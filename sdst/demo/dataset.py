@@ -23,6 +23,7 @@ import numpy as np
 
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import write_json, write_jsonl
+from sdst_runtime.machine import interrupts_ignored
 
 from .grammar import Event, is_held_out, sentences
 from .render import FramePlan, check_size, make_plan, render_video
@@ -197,7 +198,9 @@ def _render_all(out: Path, seed: int, size: int, jobs: list[tuple[str, int]], wo
     # spawn: a fork of a process that runs threads (torch, onnxruntime) may hang
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
     try:
-        for future in as_completed([pool.submit(_render_one, out, seed, size, *job) for job in jobs]):
+        with interrupts_ignored():
+            futures = [pool.submit(_render_one, out, seed, size, *job) for job in jobs]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
         raise InputError("a rendering process died (out of memory?): run again, with one worker") from error

@@ -22,7 +22,7 @@ from sdst_runtime.features import (
     write_text_features,
     write_video_features,
 )
-from sdst_runtime.machine import usable_cores
+from sdst_runtime.machine import interrupts_ignored, usable_cores
 from sdst_runtime.media import ClipStream
 
 from .extract import encode_clips, encode_sentences
@@ -45,7 +45,9 @@ def extract_videos(
     jobs = [(vid, path, out) for vid, path in videos.items()]
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (backbone_path,)) as pool:
         try:
-            for done, lines in enumerate(pool.map(_extract_video, jobs, chunksize=4), 1):
+            with interrupts_ignored():
+                results = pool.map(_extract_video, jobs, chunksize=4)
+            for done, lines in enumerate(results, 1):
                 warnings += lines
                 on_video(done, len(jobs))
         except BrokenProcessPool as error:
