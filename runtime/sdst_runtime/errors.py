@@ -19,6 +19,10 @@ class InputError(SdstError):
     """A file, video, query or array that cannot be used."""
 
 
+class InUseError(InputError):
+    """A folder that another process is writing to."""
+
+
 class ContractError(SdstError):
     """Two things that must have been made alike were not: the message names the field and both values."""
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, InUseError
 
 _HEADER = "sdst"  # the one metadata entry of our safetensors files
 
@@ -40,6 +40,30 @@ def make_directory(path: Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another directory") from error
+
+
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` within the block. Raises InUseError when another process holds it.
+
+    The lock ends with the process, so a killed one leaves none behind.
+    """
+    make_directory(Path(path).parent)
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, which has no such lock
+        yield
+        return
+    try:
+        file = Path(path).open("a")  # noqa: SIM115  closed by the block below
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another directory") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, its forks do not hold it
+        except OSError as error:
+            raise InUseError(f"{Path(path).parent} is in use by another process; wait for it or stop it") from error
+        yield
 
 
 def remove(path: Path) -> None:

@@ -1,0 +1,66 @@
+"""`sdst data check`: what a data set holds, what is mended in it, and all that keeps it from being used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from sdst_runtime import data_config
+from sdst_runtime.data_config import DataConfig
+from sdst_runtime.dataset import Inspection, Spread, inspect_split
+from sdst_runtime.errors import InputError
+
+from .options import data_options
+
+SPLITS: tuple[data_config.Split, ...] = ("train", "val", "test")
+
+
+def check(arguments: list[str]) -> None:
+    """`CONFIG [--root DIR ...]`: look at a data set. Raises InputError when it has problems, which are printed."""
+    check_data(data_options(arguments, prog="sdst data check"))
+
+
+def check_data(data: DataConfig) -> None:
+    """Print what each split holds, what is mended, and every problem. Raises InputError when there is any."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    # a test split may be released without its windows
+    found = {name: inspect_split(data, name, labelled=name != "test") for name in SPLITS if getattr(data, name)}
+    usable = {name: inspection for name, inspection in found.items() if inspection.queries}
+    if usable:
+        console.print(_overview(usable))
+    for name in SPLITS:
+        if name not in found:
+            console.print(f"{name}: none in this data set (data.{name} is empty)")
+    for name, inspection in found.items():
+        for line in inspection.repairs.lines():
+            console.print(f"{name}: {line}")
+    problems = [f"{name}: {line}" for name, inspection in found.items() for line in inspection.problems]
+    for line in problems:
+        console.print(line)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(f"{count} in the data under {data.root}; mend what is listed on stdout")
+    console.print("all is well")
+
+
+def _overview(found: Mapping[str, Inspection]) -> Table:
+    table = Table("", *found)
+    for title, values in (
+        ("queries", [str(i.queries) for i in found.values()]),
+        ("videos", [str(i.videos) for i in found.values()]),
+        ("clips of a video", [_spread(i.clips) for i in found.values()]),
+        ("tokens of a query", [_spread(i.tokens) for i in found.values()]),
+        ("layers", [str(i.layers) for i in found.values()]),
+        ("widths: video, text", [f"{i.video_width}, {i.text_width}" for i in found.values()]),
+        ("windows", [str(i.windows) for i in found.values()]),
+        ("most of a query", [str(i.most_windows) for i in found.values()]),
+    ):
+        table.add_row(title, *values)
+    return table
+
+
+def _spread(values: Spread) -> str:
+    least, median, most = values
+    return f"{least} to {most}, median {median}"
