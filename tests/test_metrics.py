@@ -201,6 +201,36 @@ def test_moment_metrics_on_the_official_pair(official_pair: tuple) -> None:
     assert moments["R1@0.7"] == want["brief"]["MR-full-R1@0.7"]
 
 
+def perturbed(pair: tuple, seed: int, queries: int = 150) -> tuple[list[dict], list[dict]]:
+    """Some of the real queries, their predictions disturbed in every way that a model's may differ."""
+    rng = np.random.default_rng(seed)
+    by_qid = {row["qid"]: row for row in pair[1]}
+    predictions = copy.deepcopy([pair[0][i] for i in rng.choice(len(pair[0]), queries, replace=False)])
+    for row in predictions:
+        duration_s = by_qid[row["qid"]]["duration"]
+        windows = np.array(row["pred_relevant_windows"])
+        jitter_s = rng.normal(scale=rng.choice([0, 0.5, 4, 30]), size=(len(windows), 2))
+        windows[:, :2] = np.sort((windows[:, :2] + jitter_s).clip(0, duration_s), axis=1)
+        windows[:, 1] = np.maximum(windows[:, 1], windows[:, 0] + 0.25)
+        if rng.random() < 0.5:
+            windows[:, 2] = rng.choice([0.1, 0.5, 0.9, *rng.random(2)], len(windows))
+        kept = rng.permutation(len(windows)) if rng.random() < 0.5 else np.arange(len(windows))
+        row["pred_relevant_windows"] = windows[kept[: rng.integers(1, len(windows) + 1)]].tolist()
+        saliency = np.array(row["pred_saliency_scores"])
+        saliency += rng.normal(scale=rng.choice([0, 0.1, 1]) * saliency.std() + 1e-9, size=len(saliency))
+        row["pred_saliency_scores"] = np.round(saliency, int(rng.choice([1, 8]))).tolist()
+    return predictions, [by_qid[row["qid"]] for row in predictions]
+
+
+@official
+@pytest.mark.parametrize("seed", range(20))
+def test_perturbed_official_pair_equals_the_literal_implementation(seed: int, official_pair: tuple) -> None:
+    predictions, ground_truth = perturbed(official_pair, seed)
+    got = evaluate(predictions, ground_truth, rounded=False)
+    assert_close(got, slow_evaluate(predictions, ground_truth))
+    assert 0 < got["brief"]["MR-full-mAP"] < 100
+
+
 # ---------------------------------------------------------------- by hand
 
 

@@ -19,6 +19,7 @@ from sdst_runtime.report import (
     QueryPanel,
     Report,
     StageLatency,
+    Table,
     VideoPanel,
     best_iou,
     render_report,
@@ -90,6 +91,8 @@ def full_report() -> Report:
         stages=((HOSTILE, 3.0), ("train", 9.0)),
         curves=(Curve(HOSTILE, ((1, {HOSTILE: 2.0}), (2, {HOSTILE: float("nan")}), (3, {HOSTILE: 1.0}))),),
         facts=((HOSTILE, HOSTILE),),
+        tables=(Table(HOSTILE, (HOSTILE, "b"), ((HOSTILE, "1"),), HOSTILE), Table("t", ("a",), (("1",),), folded=True)),
+        warnings=(HOSTILE,),
         notes=(HOSTILE,),
     )
 
@@ -99,7 +102,7 @@ def test_everything_from_outside_is_escaped() -> None:
     assert len(page.all("script")) == 1  # the page's own
     assert len(page.all("img")) == 1  # the key frame
     assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
-    assert page.text.count(HOSTILE) >= 12
+    assert page.text.count(HOSTILE) >= 17
 
 
 def test_page_is_self_contained() -> None:
@@ -199,6 +202,31 @@ def test_curve_breaks_at_nan() -> None:
     assert path == "M0.00,0.00 L25.00,25.00 M75.00,75.00 L100.00,100.00"
 
 
+def test_tables() -> None:
+    table = Table("Others", ("method", "mAP"), (("ours", "50.25"), ("theirs, 2024", "")), note="not reproduced here")
+    folded = Table("Settings", ("field", "value"), (("a", "1"), ("b", "step")), folded=True)
+    html = render_report(Report("r", tables=(table, folded, Table("Empty", ("a",), ()))))
+    rows = re.findall(r"<tr>(.*?)</tr>", html)
+    assert rows == [
+        "<th>method</th><th class=n>mAP</th>",
+        "<td>ours</td><td class=n>50.25</td>",
+        "<td>theirs, 2024</td><td class=n></td>",
+        "<th>field</th><th>value</th>",
+        "<td>a</td><td>1</td>",
+        "<td>b</td><td>step</td>",
+    ]
+    assert "<h2>Others</h2>" in html
+    assert "<summary>Settings</summary>" in html
+    assert "not reproduced here" in html
+    assert "Empty" not in html
+
+
+def test_warnings_come_before_the_numbers() -> None:
+    text = Page(render_report(Report("r", warnings=("chosen on test",), metrics=(MetricRow("mAP", 50),)))).text
+    assert text.index("chosen on test") < text.index("mAP")
+    assert "shuffled" not in text  # no control, no column for it
+
+
 def test_iou() -> None:
     assert best_iou(Moment(10, 20, 1.0), [(30, 40), (15, 25)]) == pytest.approx(1 / 3)
     assert best_iou(Moment(10, 20, 1.0), []) == 0.0
@@ -229,6 +257,13 @@ def test_write_is_whole_or_nothing(tmp_path: Path) -> None:
 def test_bad_input_is_named(panel: VideoPanel, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         write_report(tmp_path / "report.html", Report("r", videos=(panel,)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_does_not_fit_its_table_is_named(tmp_path: Path) -> None:
+    table = Table("Others", ("method", "mAP"), (("ours", "50"), ("theirs",)))
+    with pytest.raises(InputError, match=r"table 'Others': expected 2 cells a row, got 1: \('theirs',\)"):
+        write_report(tmp_path / "report.html", Report("r", tables=(table,)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,27 @@ def decode(
     return groundings
 
 
-def predict(head: Session, samples: Sequence[Sample], clip_s: float, batch_size: int = 32) -> list[dict[str, Any]]:
-    """Prediction rows (qid, query, vid, pred_relevant_windows, pred_saliency_scores) for all samples, by qid order."""
+def predict(
+    head: Session,
+    samples: Sequence[Sample],
+    clip_s: float,
+    batch_size: int = 32,
+    *,
+    layers: int | None = None,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Prediction rows (qid, query, vid, pred_relevant_windows, pred_saliency_scores) for all samples, by qid order.
+
+    `layers`: how many of the stored layers the head takes, the last ones; default all. `on_done` hears of
+    (queries done, all queries) after each batch.
+    """
     rows = []
     for batch in batches_by_length(samples, batch_size):
-        outputs = head.run(pad_inputs([s.video for s in batch], [s.text for s in batch]))
+        outputs = head.run(pad_inputs([s.video for s in batch], [s.text for s in batch], layers=layers))
         clips, durations = [len(s.video) for s in batch], [s.row["duration"] for s in batch]
         groundings = decode(outputs, [s.row["query"] for s in batch], clips, durations, clip_s)
         rows += [prediction_row(s.row, g) for s, g in zip(batch, groundings, strict=True)]
+        on_done(len(rows), len(samples))
     return sorted(rows, key=lambda row: row["qid"])
 
 

@@ -7,8 +7,8 @@ Times are in seconds in this API; inside, `*_pct` is a position on the plot, 0..
 
 from __future__ import annotations
 
-import base64
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from .contracts import Grounding, Moment
+from .drawing import clock, data_uri, line_chart, percent, short, span, time_ticks
 from .errors import InputError, require_package
 from .files import write_text
 
 MAX_FRAMES = 14  # more would be too small to recognise
 CLEAR_MOMENTS = 5  # moments with a row and a label of their own; the rest share one faint row
-_IMAGE_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
-_TIME_STEPS_S = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,17 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Text in rows and columns. A cell that reads as a number stands at the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""  # one paragraph under the table
+    folded: bool = False  # only its title shows until it is opened
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a page shows. Empty parts leave no trace on it."""
 
@@ -87,14 +97,16 @@ class Report:
     stages: tuple[tuple[str, float], ...] = ()  # (stage of the pipeline, seconds)
     curves: tuple[Curve, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()  # (name, value), shown under the title: parameter counts, files
+    tables: tuple[Table, ...] = ()
+    warnings: tuple[str, ...] = ()  # lines under the title that must not be missed
     notes: tuple[str, ...] = ()  # paragraphs
 
 
 def write_report(path: Path, report: Report) -> None:
     """Write `report` as one HTML file, atomically.
 
-    Raises InputError when `path` cannot be written, a duration is not positive, a saliency is not finite, or a
-    frame is neither JPEG nor PNG.
+    Raises InputError when `path` cannot be written, a duration is not positive, a saliency is not finite, a frame is
+    neither JPEG nor PNG, or a row of a table has more or fewer cells than the table has columns.
     """
     # A file name that is not UTF-8 reaches Python with lone surrogates, which cannot be written.
     write_text(Path(path), render_report(report).encode("utf-8", "replace").decode())
@@ -116,7 +128,8 @@ def render_report(report: Report) -> str:
         latency=_latency(report.latency),
         metrics=[_metric(row) for row in report.metrics],
         stages=_stages(report.stages),
-        curves=[_curve(curve) for curve in report.curves if curve.points],
+        curves=[line_chart(curve.title, curve.points) for curve in report.curves if curve.points],
+        tables=[_table(table) for table in report.tables if table.rows],
     )
 
 
@@ -146,9 +159,9 @@ def _video(panel: VideoPanel) -> dict[str, Any]:
         "title": panel.title,
         "note": panel.note,
         "duration_s": duration_s,
-        "duration": f"{duration_s:.1f} s" if duration_s < 180 else f"{_clock(duration_s, 0)} min",
+        "duration": f"{duration_s:.1f} s" if duration_s < 180 else f"{clock(duration_s, 0)} min",
         "frames": _frames(panel),
-        "ticks": _time_ticks(duration_s),
+        "ticks": time_ticks(duration_s),
         "queries": [_query(query, duration_s, scale) for query in panel.queries],
     }
 
@@ -174,10 +187,10 @@ def _frames(panel: VideoPanel) -> list[dict[str, Any]]:
     edges_s = [0.0, *((a + b) / 2 for a, b in pairwise(times_s)), panel.duration_s]
     return [
         {
-            "time": _clock(time_s, 1),
-            "at_pct": _percent(time_s, panel.duration_s),
-            "width_pct": _percent(edges_s[i + 1], panel.duration_s) - _percent(edges_s[i], panel.duration_s),
-            "uri": _data_uri(data, f"{panel.title!r}, frame at {time_s:.2f} s"),
+            "time": clock(time_s, 1),
+            "at_pct": percent(time_s, panel.duration_s),
+            "width_pct": percent(edges_s[i + 1], panel.duration_s) - percent(edges_s[i], panel.duration_s),
+            "uri": data_uri(data, f"{panel.title!r}, frame at {time_s:.2f} s"),
         }
         for i, (time_s, data) in enumerate(frames)
     ]
@@ -201,7 +214,7 @@ def _query(panel: QueryPanel, duration_s: float, scale: tuple[float, float]) -> 
 
 
 def _bar(start_s: float, end_s: float, duration_s: float, score: float = 1.0) -> dict[str, Any]:
-    start_pct, end_pct = _percent(start_s, duration_s), _percent(end_s, duration_s)
+    start_pct, end_pct = percent(start_s, duration_s), percent(end_s, duration_s)
     # The label stands where there is room: behind the bar, before it, or on it.
     side = "after" if end_pct <= 78 else "before" if start_pct >= 22 else "on"
     return {
@@ -209,7 +222,7 @@ def _bar(start_s: float, end_s: float, duration_s: float, score: float = 1.0) ->
         "width_pct": max(0.0, end_pct - start_pct),
         "side": side,
         "label_pct": {"after": end_pct, "before": start_pct, "on": (start_pct + end_pct) / 2}[side],
-        "span": _span(start_s, end_s, duration_s),
+        "span": span(start_s, end_s, duration_s),
         "score": f"{score:.2f}",
         "weak": False,
         "opacity": round(0.15 + 0.85 * min(max(score, 0.0), 1.0), 3),
@@ -228,7 +241,7 @@ def _saliency(grounding: Grounding, duration_s: float, scale: tuple[float, float
     def y_pct(value: float) -> float:
         return 100 * (high - value) / (high - low)
 
-    edges_pct = [_percent(i * clip_s, duration_s) for i in range(values.size + 1)]
+    edges_pct = [percent(i * clip_s, duration_s) for i in range(values.size + 1)]
     steps = " ".join(
         f"{left:.3f},{y_pct(value):.2f} {right:.3f},{y_pct(value):.2f}"
         for left, right, value in zip(edges_pct, edges_pct[1:], values)
@@ -245,7 +258,7 @@ def _saliency(grounding: Grounding, duration_s: float, scale: tuple[float, float
         "peak_y_pct": y_pct(values[peak]),
         "peak_label": f"{values[peak]:.2f}".replace("-", "\u2212"),
         "peak_anchor": "start" if peak_pct < 2 else "end" if peak_pct > 98 else "middle",
-        "peak_span": _span(peak * clip_s, min((peak + 1) * clip_s, duration_s), duration_s),
+        "peak_span": span(peak * clip_s, min((peak + 1) * clip_s, duration_s), duration_s),
         "clip_values": " ".join(f"{value:.3f}" for value in values),
         "clip_s": clip_s,
         "range": f"{low:g} to {high:g}",
@@ -261,9 +274,9 @@ def _latency(rows: Sequence[StageLatency]) -> list[dict[str, Any]]:
         {
             "name": row.stage,
             "total": row.stage.lower() == "total",
-            "width_pct": _percent(row.median_ms or 0.0, longest_ms),
-            "median": "not measured" if row.median_ms is None else _short(row.median_ms),
-            "per_clip": "" if row.median_ms is None or not row.clips else _short(row.median_ms / row.clips),
+            "width_pct": percent(row.median_ms or 0.0, longest_ms),
+            "median": "not measured" if row.median_ms is None else short(row.median_ms),
+            "per_clip": "" if row.median_ms is None or not row.clips else short(row.median_ms / row.clips),
             "samples": row.samples,
             "note": row.note,
         }
@@ -275,127 +288,47 @@ def _stages(stages: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     """Each bar starts where the one before it ended, so that the rows together show the whole run."""
     total_s, before_s, rows = math.fsum(seconds for _, seconds in stages), 0.0, []
     for name, seconds in stages:
-        start_pct = _percent(before_s, total_s)
+        start_pct = percent(before_s, total_s)
         before_s += seconds
         rows.append(
             {
                 "name": name,
                 "seconds": f"{seconds:.1f}",
                 "start_pct": start_pct,
-                "width_pct": _percent(before_s, total_s) - start_pct,
+                "width_pct": percent(before_s, total_s) - start_pct,
                 "share": f"{100 * seconds / total_s:.0f}" if total_s > 0 else "0",
             }
         )
     return rows
 
 
+def _table(table: Table) -> dict[str, Any]:
+    """Cells of a column stand at the right when each reads as a number or is empty."""
+    if wrong := next((row for row in table.rows if len(row) != len(table.columns)), None):
+        raise InputError(
+            f"report: table {table.title!r}: expected {len(table.columns)} cells a row, got {len(wrong)}: {wrong!r:.80}"
+        )
+    columns = zip(*table.rows, strict=True)
+    right = [any(map(_is_number, cells)) and all(_is_number(c) or not c for c in cells) for cells in columns]
+    return {
+        "title": table.title,
+        "note": table.note,
+        "folded": table.folded,
+        "head": list(zip(table.columns, right, strict=True)),
+        "rows": [list(zip(row, right, strict=True)) for row in table.rows],
+    }
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"[-+\u2212]?[\d,]+(\.\d+)?", cell) is not None
+
+
 def _metric(row: MetricRow) -> dict[str, Any]:
     return {
         "name": row.name,
         "value": f"{row.value:.1f}",
-        "value_pct": _percent(row.value, 100),
+        "value_pct": percent(row.value, 100),
         "control": None if row.control is None else f"{row.control:.1f}",
-        "control_pct": _percent(row.control or 0.0, 100),
+        "control_pct": percent(row.control or 0.0, 100),
         "gap": None if row.control is None else f"{row.value - row.control:+.1f}".replace("-", "\u2212"),
     }
-
-
-def _curve(curve: Curve) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for _, values in curve.points for name in values))
-    epochs = [epoch for epoch, _ in curve.points]
-    first, last = min(epochs), max(epochs)
-    known = [value for _, values in curve.points for value in values.values() if math.isfinite(value)]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    y_ticks = _nice_ticks(0.0 if 0 <= low < 0.6 * high else low, high, 4)
-    bottom, top = y_ticks[0], y_ticks[-1]
-
-    def x_pct(epoch: float) -> float:
-        return 100 * (epoch - first) / (last - first) if last > first else 50.0
-
-    series = []
-    for name in names:
-        path, pen_down, final = [], False, math.nan
-        for epoch, values in curve.points:
-            value = values.get(name, math.nan)
-            if math.isfinite(value):
-                path.append(f"{'L' if pen_down else 'M'}{x_pct(epoch):.2f},{100 * (top - value) / (top - bottom):.2f}")
-                final = value
-            pen_down = math.isfinite(value)
-        series.append({"name": name, "path": " ".join(path), "last": _short(final) if path else "none"})
-    return {
-        "title": curve.title,
-        "series": series,
-        "y_ticks": [{"y_pct": 100 * (top - value) / (top - bottom), "label": f"{value:g}"} for value in y_ticks],
-        "x_ticks": [
-            {"x_pct": x_pct(epoch), "label": f"{epoch:g}"}
-            for epoch in _nice_ticks(first, last, 5)
-            if first <= epoch <= last
-        ],
-    }
-
-
-# Scales and formats
-
-
-def _percent(value: float, whole: float) -> float:
-    """`value` as a percentage of `whole`, kept within 0..100."""
-    return 100 * min(max(value / whole, 0.0), 1.0) if whole > 0 else 0.0
-
-
-def _nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values that cover low..high in about `about` steps."""
-    span = high - low if high > low else max(abs(high), 1.0)
-    power = 10 ** math.floor(math.log10(span / about))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * about >= span * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil((low + span) / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def _time_ticks(duration_s: float) -> list[dict[str, Any]]:
-    step_s = next((step for step in _TIME_STEPS_S if duration_s / step <= 10), 3600 * math.ceil(duration_s / 36000))
-    ticks = []
-    for index in range(int(duration_s / step_s + 1e-6) + 1):
-        at_pct = _percent(index * step_s, duration_s)
-        ticks.append(
-            {
-                "at_pct": at_pct,
-                "anchor": "start" if at_pct < 1 else "end" if at_pct > 98 else "middle",
-                "label": f"{index * step_s:g} s" if duration_s < 180 else _clock(index * step_s, 0),
-            }
-        )
-    return ticks
-
-
-def _clock(time_s: float, digits: int) -> str:
-    """m:ss or h:mm:ss, with `digits` decimals of a second."""
-    minutes, seconds = divmod(round(time_s, digits), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    tail = f"{seconds:0{3 + digits if digits else 2}.{digits}f}"
-    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
-
-
-def _span(start_s: float, end_s: float, duration_s: float) -> str:
-    if duration_s < 180:
-        return f"{start_s:.1f}\u2013{end_s:.1f} s"
-    return f"{_clock(start_s, 1)}\u2013{_clock(end_s, 1)}"
-
-
-def _short(value: float) -> str:
-    """Three significant digits or so, thousands parted."""
-    size = abs(value)
-    return (
-        f"{value:,.0f}"
-        if size >= 100
-        else f"{value:.1f}"
-        if size >= 10
-        else f"{value:.2f}"
-        if size >= 0.1
-        else f"{value:.2g}"
-    )
-
-
-def _data_uri(data: bytes, what: str) -> str:
-    for magic, media_type in _IMAGE_TYPES.items():
-        if data.startswith(magic):
-            return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-    raise InputError(f"report: {what}: expected the bytes of a JPEG or PNG file, got {data[:4]!r}; encode the frame")

@@ -1,0 +1,27 @@
+"""A head on a data set: predictions, metrics, and the few numbers that stand for them.
+
+The head is any Session: torch, ONNX Runtime or an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .data_config import DataConfig
+from .dataset import Sample
+from .metrics import evaluate, moment_metrics
+
+Row = dict[str, Any]
+
+
+def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, rounded: bool = True) -> dict[str, Any]:
+    """All metrics of prediction rows, in percent.
+
+    `qvhighlights`: the official evaluator's result ("brief" and the rest); `moments`: {"brief": R1 at 0.3, 0.5, 0.7
+    and mIoU}. Raises InputError naming the qid that is wrong.
+    """
+    truth = [sample.row for sample in samples]
+    if data.metrics == "moments":
+        return {"brief": moment_metrics(rows, truth, rounded=rounded)}
+    return evaluate(rows, truth, clip_s=data.clip_s, rounded=rounded)

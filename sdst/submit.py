@@ -1,0 +1,63 @@
+"""`sdst submit`: predictions of val and test as the QVHighlights server takes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from sdst_runtime.data_config import DataConfig
+from sdst_runtime.errors import InputError
+from sdst_runtime.evaluation import Row, score
+from sdst_runtime.postprocess import Postprocess
+from sdst_runtime.submission import check_predictions, complete_saliency, write_submission
+
+from .eval import Head, SplitName, data_of, has_windows, load_samples, open_head, predict_samples
+
+
+def submit(
+    model: tyro.conf.Positional[Path],
+    *,
+    out: Path,
+    data: str | None = None,
+    root: Path | None = None,
+    windows: int = 10,
+    nms: float | None = None,
+    round_s: float | None = None,
+    threads: int | None = None,
+) -> None:
+    """Predict val and test, check both, and write the two files and submission.zip.
+
+    Args:
+        model: A checkpoint (.safetensors), the folder of a run (its best one), or a bundle, which needs no torch.
+        out: Folder of the submission.
+        data: A preset or a config.json; default: the data that the checkpoint was trained on.
+        root: Folder of the data set, instead of the config's.
+        windows: Most windows a query; the server reads ten.
+        nms: Drop windows whose IoU with a better one is at least this.
+        round_s: Round windows to multiples of this many seconds.
+        threads: Threads for the model; default: all cores.
+    """
+    postprocess = Postprocess(nms, round_s, max_windows=windows)
+    head = open_head(model, threads)
+    chosen = data_of(head, data, root)
+    if chosen.metrics != "qvhighlights":
+        raise InputError(f"a submission is for QVHighlights, the data's metrics are {chosen.metrics!r}; use  sdst eval")
+    val_rows, val_metrics = _checked(head, chosen, "val", postprocess, windows)
+    test_rows, test_metrics = _checked(head, chosen, "test", postprocess, windows)
+    archive = write_submission(out, val_rows, test_rows)
+    summary: dict[str, Any] = {"zip": str(archive), "bytes": archive.stat().st_size, "val": val_metrics}
+    print(json.dumps(summary | ({"test": test_metrics} if test_metrics else {}), indent=4))  # noqa: T201
+
+
+def _checked(
+    head: Head, data: DataConfig, split: SplitName, postprocess: Postprocess, windows: int
+) -> tuple[list[Row], dict[str, float] | None]:
+    """Valid rows of a split, and the metrics' "brief" block where it has windows."""
+    samples = load_samples(head, data, split)
+    annotations = [sample.row for sample in samples]
+    rows = complete_saliency(predict_samples(head, samples, split, postprocess), annotations, data.clip_s)
+    check_predictions(rows, annotations, data.clip_s, windows)
+    return rows, score(rows, samples, data)["brief"] if has_windows(samples) else None
