@@ -1,0 +1,98 @@
+"""`sdst inspect offsets`: where the sampling offsets of trained models point, as a table, a picture and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdst_runtime.dataset import load_split
+from sdst_runtime.errors import InputError
+from sdst_runtime.files import write_bytes, write_json
+from sdst_train.checkpoint import load_checkpoint
+from sdst_train.offsets import Offsets, Spread, StepSpread, draw, record_offsets, tabulate
+
+from .eval import BEST, SplitName, progress_bar
+
+
+def offsets(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    split: SplitName = "val",
+    out: Path | None = None,
+) -> None:
+    """Draw where the sampling offsets of runs point, in half-widths of the moment: beyond 1 is outside it.
+
+    Args:
+        runs: Folders of runs with attention rdsa or deformable_ca.
+        split: Which split of the data that each run was trained on.
+        out: The picture, a PNG; the numbers go beside it as JSON. Default: offsets.png in the first run's folder.
+    """
+    if not runs:
+        raise InputError("expected the folder of a run or more:  sdst inspect offsets RUN [RUN ...]")
+    runs = tuple(dict.fromkeys(runs))
+    picture = out or runs[0] / "offsets.png"
+    if picture.suffix.lower() != ".png":
+        raise InputError(f"--out: expected a name that ends in .png, got {picture}")
+    recorded: dict[str, Offsets] = {}
+    summary: list[dict[str, Any]] = []
+    for run in runs:
+        offset_run = _record(run, split)
+        recorded[_label(run, runs)] = offset_run
+        table = tabulate(offset_run)
+        Console().print(_table(run, split, table))
+        summary.append(_numbers(run, offset_run, table))
+    write_bytes(picture, draw(recorded))
+    numbers = picture.with_suffix(".json")
+    write_json(numbers, {"split": split, "unit": "half-widths of the moment; outside in percent", "runs": summary})
+    Console().print(f"picture: {picture}, numbers: {numbers}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _record(run: Path, split: SplitName) -> Offsets:
+    checkpoint = load_checkpoint(run / BEST)
+    with progress_bar(f"{run}: checking features") as on_done:
+        loaded = load_split(
+            checkpoint.config.data, split, needed=checkpoint.spec, labelled=split != "test", on_done=on_done
+        )
+    with progress_bar(f"{run}: predicting {split}") as on_done:
+        return record_offsets(checkpoint, loaded.samples, on_done=on_done)
+
+
+def _label(run: Path, runs: Sequence[Path]) -> str:
+    """The run's name, with its parent's where another run has the same."""
+    unique = sum(other.resolve().name == run.resolve().name for other in runs) == 1
+    return run.resolve().name if unique else "/".join(run.resolve().parts[-2:])
+
+
+def _numbers(run: Path, offset_run: Offsets, table: Sequence[StepSpread]) -> dict[str, Any]:
+    S, _, M, H, P = offset_run.offset_SKMHP.shape
+    sizes = {"queries": S, "moments": M, "heads": H, "points": P}
+    return {"run": str(run), **sizes, "steps": [asdict(row) for row in table]}
+
+
+def _table(run: Path, split: str, rows: Sequence[StepSpread]) -> Table:
+    table = Table(
+        title=f"{run}, {split}",
+        caption="half-widths of the moment; weighted: by attention weight; top: the moment with the highest score",
+    )
+    for name in ("step", "moments"):
+        table.add_column(name)
+    for name in ("outside %", "weighted %", "median", "weighted", "95th", "weighted"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(str(row.step), row.moments, *_cells(row.counted, row.weighted), end_section=row.moments == "top")
+    return table
+
+
+def _cells(counted: Spread, weighted: Spread) -> tuple[str, ...]:
+    pairs = (
+        (counted.outside, weighted.outside, 1),
+        (counted.median, weighted.median, 2),
+        (counted.p95, weighted.p95, 2),
+    )
+    return tuple(f"{value:.{digits}f}" for one, other, digits in pairs for value in (one, other))
