@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import sys
@@ -11,8 +12,13 @@ from . import __version__
 
 VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "ground": ("sdst.ground:ground", "", "find the moments of a video that sentences describe"),
+    "data check": ("sdst.data:check", "", "look for missing or mismatched files of a data set"),
+    "train": ("sdst.train:train", "train", "train SDST on a data set, or resume a run"),
+    "eval": ("sdst.eval:evaluate_model", "", "measure a checkpoint or a bundle on a data set"),
     "score": ("sdst.score:score", "", "score predictions as the official QVHighlights evaluator does"),
-    "train": ("sdst.train:train", "train", "train SDST on a folder of annotations and features"),
+    "submit": ("sdst.submit:submit", "", "write and check the QVHighlights submission of a model"),
+    "ablate": ("sdst.ablate:ablate", "train", "train variants over several seeds and compare them"),
+    "inspect offsets": ("sdst.offsets:offsets", "train", "draw where the sampling offsets of a run point"),
     "export": ("sdst.export:export", "export", "turn a checkpoint and its backbone into a bundle of ONNX files"),
     "demo": ("sdst.demo.pipeline:demo", "demo", "run the whole line on rendered videos and write a report"),
 }
@@ -42,7 +48,8 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"sdst {__version__}")  # noqa: T201
         return 0
-    verb, *rest = arguments
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb, rest = " ".join(arguments[:words]), arguments[words:]
     if verb not in VERBS:
         return fail(f"unknown command {verb!r}: expected one of {', '.join(VERBS)}; see  sdst --help")
 
@@ -53,7 +60,14 @@ def _run(arguments: list[str]) -> int:
     where, extra, _ = VERBS[verb]
     module, function = where.split(":")
     try:
-        tyro.cli(getattr(require_package(module, extra), function), args=rest, prog=f"sdst {verb}")
+        run = getattr(require_package(module, extra), function)
+        if list(inspect.signature(run).parameters) == ["arguments"]:  # it starts from a preset and parses by itself
+            if rest[:1] in (["-h"], ["--help"]):
+                print(inspect.getdoc(run))  # noqa: T201
+                return 0
+            run(rest)
+        else:
+            tyro.cli(run, args=rest, prog=f"sdst {verb}")
     except SdstError as error:
         return fail(str(error))
     except BrokenPipeError:

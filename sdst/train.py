@@ -1,73 +1,155 @@
-"""`sdst train`: one run on a folder of annotations and features."""
+"""`sdst train`: a new run from a preset or config.json, or an old one from where it stopped."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.dataset import Sample, load_samples
+from sdst_runtime.dataset import Split, load_split
 from sdst_runtime.errors import InputError
-from sdst_runtime.features import read_video_features
 from sdst_train.checkpoint import Checkpoint
-from sdst_train.config import TrainConfig
+from sdst_train.config import TrainConfig, parse_config
+from sdst_train.distributed import Team, join_team
 from sdst_train.model import in_both_units, parameter_count
-from sdst_train.train import SELECT_BY, Progress
+from sdst_train.run_report import write_run_report
+from sdst_train.train import Progress, finished
 from sdst_train.train import train as run_training
 
+from .options import parse_options, take_config_name
 
-def train(data: tyro.conf.Positional[Path], *, out: Path, config: tyro.conf.OmitArgPrefixes[TrainConfig]) -> None:
-    """Train SDST and keep the best and the last checkpoint.
+PROG = "sdst train"
 
-    Args:
-        data: Folder with annotations/train.jsonl, annotations/val.jsonl and features/{video,text}/*.safetensors.
-        out: Folder of the run.
-        config: The run; feature widths are taken from the feature files.
+
+@dataclass(frozen=True)
+class NewRun:
+    """Train SDST; every field of the config is an option."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run; default: runs/ and a name with the time."""
+
+
+@dataclass(frozen=True)
+class OldRun:
+    """Go on with a run that was stopped, from its last whole state."""
+
+    resume: Path
+    """Folder of the run."""
+
+
+def train(arguments: list[str]) -> None:
+    """Train SDST on a data set, or go on with a run that was stopped.
+
+    sdst train CONFIG [--out RUN] [--field value ...]
+    sdst train --resume RUN
+
+    CONFIG is qvhighlights, charades, tacos, demo, or a JSON file with the fields to change. Every field is an option:
+    sdst train CONFIG --help lists them. On several GPUs:
+    torchrun --nproc-per-node 4 -m sdst train CONFIG ...
     """
-    spec = dataset_spec(data)
-    model = replace(config.model, video_width=spec.video_width, text_width=spec.text_width)
-    train_samples, val_samples = (load_split(data, split, spec) for split in ("train", "val"))
-    best = train_with_progress(replace(config, model=model), train_samples, val_samples, spec, out)
+    if arguments[:1] == ["--resume"]:
+        run = tyro.cli(OldRun, args=arguments, prog=PROG).resume
+        path = run / "config.json"
+        if not path.is_file():
+            raise InputError(
+                f"{run} holds no run: it has no config.json; start one with  sdst train CONFIG --out {run}"
+            )
+        if finished(run):
+            print(f"{run} has finished already; report: {write_run_report(run)}")  # noqa: T201
+            return
+        train_with_progress(parse_config(path.read_bytes(), path), run, resume=True)
+        return
+    name, rest = take_config_name(arguments, PROG)
+    options = parse_options(NewRun, name, rest, PROG)
+    label = options.config.preset or "custom"
+    train_with_progress(options.config, options.out or Path(f"runs/{label}-{datetime.now():%Y%m%d-%H%M%S}"))
+
+
+def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False) -> Checkpoint:
+    """Load the data and train, with a bar, a line an epoch and a report at the end. Only the leader speaks."""
+    with join_team(config.device) as team:
+        console = Console(stderr=True, quiet=not team.leads)
+        if team.leads:
+            prepare(config)
+        team.tell(None)
+        train_split, val_split = (load_with_progress(config, split, console) for split in ("train", "val"))
+        repairs = [f"{name}: {line}" for name, split in (("train", train_split), ("val", val_split))
+                   for line in split.repairs.lines()]  # fmt: skip
+        for line in repairs:
+            console.print(f"repaired, {line}", highlight=False, markup=False)
+        console.print(f"run: {run}", highlight=False, soft_wrap=True)
+        try:
+            with _Display(console) as display:
+                best = run_training(
+                    config, train_split.samples, val_split.samples, train_split.spec, run,
+                    team=team, resume=resume, repairs=repairs, on_step=display.show, say=display.say,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            console.print(f"stopped; go on with  sdst train --resume {run}", highlight=False, soft_wrap=True)
+            raise
+        if team.leads:
+            _show_end(best, run, team)
+        return best
+
+
+def prepare(config: TrainConfig) -> None:
+    """The demo's data are made when they are missing; all others must be there."""
+    if config.preset == "demo":
+        from .demo.prepare import prepare_features
+
+        prepare_features(config.data)
+
+
+def load_with_progress(config: TrainConfig, split: str, console: Console) -> Split:
+    """A split's samples, with a bar while feature files are looked at."""
+    with Bar(*_COLUMNS, console=console, transient=True) as bar:
+        task = bar.add_task(f"looking at the {split} features", total=None)
+        return load_split(config.data, split, on_done=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+class _Display:
+    """The bar, and a line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Bar(*_COLUMNS, console=console, transient=True)
+
+    def __enter__(self) -> _Display:
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, progress: Progress) -> None:
+        loss = progress.losses["loss"]
+        self.bar.update(
+            self.task, completed=progress.step, total=progress.steps, description=f"training, loss {loss:.2f}"
+        )
+        if progress.metrics is not None:
+            shown = list(progress.metrics.items())[:4]
+            metrics = "  ".join(f"{name.removeprefix('MR-full-')} {value:.2f}" for name, value in shown)
+            self.say(f"epoch {progress.epoch}/{progress.epochs}  loss {loss:.2f}  {metrics}")
+
+
+def _show_end(best: Checkpoint, run: Path, team: Team) -> None:
+    report = write_run_report(run)
+    value = best.metrics[best.config.select_by]
     print(f"trained parameters: {in_both_units(parameter_count(best.model))}")  # noqa: T201
-    print(f"{out / 'best.safetensors'}: epoch {best.epoch}, {SELECT_BY} {best.metrics[SELECT_BY]:.2f}")  # noqa: T201
-
-
-def dataset_spec(data: Path) -> FeatureSpec:
-    """The contract of a folder's features, read off its first video."""
-    first = min((data / "features" / "video").glob("*.safetensors"), default=None)
-    if first is None:
-        raise InputError(f"{data}/features/video: no feature files there; extract the features first")
-    return read_video_features(first).spec
-
-
-def load_split(data: Path, split: str, spec: FeatureSpec) -> list[Sample]:
-    """Samples of annotations/{split}.jsonl."""
-    return load_samples(data / "annotations" / f"{split}.jsonl", data / "features", spec)
-
-
-def train_with_progress(
-    config: TrainConfig, train_samples: list[Sample], val_samples: list[Sample], spec: FeatureSpec, out: Path
-) -> Checkpoint:
-    """Train under a progress bar, with a line of losses and metrics an epoch."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("training", total=None)
-
-        def show(progress: Progress) -> None:
-            loss = progress.losses["loss"]
-            bar.update(task, completed=progress.step, total=progress.steps, description=f"training, loss {loss:.2f}")
-            if progress.metrics is not None:
-                metrics = progress.metrics
-                bar.console.print(
-                    f"epoch {progress.epoch}/{progress.epochs}  loss {loss:.2f}  R1@0.5 {metrics['MR-full-R1@0.5']:.2f}"
-                    f"  R1@0.7 {metrics['MR-full-R1@0.7']:.2f}  mAP {metrics[SELECT_BY]:.2f}",
-                    highlight=False,
-                )
-
-        return run_training(config, train_samples, val_samples, spec, out, show)
+    print(f"{run / 'best.safetensors'}: epoch {best.epoch}, {best.config.select_by} {value:.2f}")  # noqa: T201
+    print(f"report: {report}", file=sys.stdout)  # noqa: T201

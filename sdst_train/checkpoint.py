@@ -14,10 +14,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.errors import ContractError, InputError, first_fault
+from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import pack_header, unpack_header, write_bytes
 
-from .config import TrainConfig
+from .config import TrainConfig, parse_config
 from .model import SDST
 
 
@@ -61,18 +61,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     model = SDST(config.model).eval()
     load_weights(model, weights, str(path))
     return Checkpoint(model, config, spec, int(header["epoch"]), json.loads(header["metrics"]))
-
-
-def parse_config(text: str, source: str | Path) -> TrainConfig:
-    """A TrainConfig from JSON, strictly. Raises ContractError naming the first field that does not fit."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(TrainConfig).validate_json(text, strict=True, extra="forbid")
-    except ValidationError as error:
-        raise ContractError(f"{source}: its config does not parse: {first_fault(error)}") from error
-    except InputError as error:
-        raise ContractError(f"{source}: its config does not fit: {error}") from error
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -1,21 +1,27 @@
-"""Every switch of the model, with its default. Which default is published and which is ours: docs/method.md."""
+"""Every switch of a run, with its default. Which default is published and which is ours: docs/method.md.
+
+Imports no torch: a bundle is evaluated with the data part of these configs alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
-from sdst_runtime.errors import InputError
+from sdst_runtime.data_config import DataConfig
+from sdst_runtime.errors import ContractError, InputError, first_fault
 
 
 def check_choices(config: object) -> None:
     """Raise InputError when a Literal field holds a value outside its choices."""
     hints = get_type_hints(type(config))
-    for field in fields(config):  # pyright: ignore[reportArgumentType]
-        choices = get_args(hints[field.name])
-        value = getattr(config, field.name)
+    for item in fields(config):  # pyright: ignore[reportArgumentType]
+        choices = get_args(hints[item.name])
+        value = getattr(config, item.name)
         if choices and value not in choices:
-            raise InputError(f"{field.name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+            raise InputError(f"{item.name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -76,23 +82,64 @@ class LossConfig:
 class TrainConfig:
     """One training run. The defaults are QVHighlights'."""
 
+    preset: str = ""  # whose published numbers the report shows beside the run's; empty: none
     epochs: int = 60
-    batch_size: int = 64
+    batch_size: int = 64  # over all processes
     learning_rate: float = 2e-4
     offset_rate: float = 0.1  # factor on the layers that predict sampling offsets
     weight_decay: float = 1e-4
     schedule: Literal["step", "cosine"] = "step"  # step: x0.1 at two thirds of the run
     warmup_steps: int = 500
     gradient_clip: float = 0.1
+    ema_decay: float = 0.999  # of the averaged weights, which are evaluated, saved and exported; 0: no averaging
+    select_by: str = "MR-full-mAP"  # the validation metric that picks the best epoch
+    patience: int = 0  # epochs without a better one after which the run stops; 0: it never does
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the forward pass; auto: bf16 on a GPU that has it
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False  # torch.compile the model
+    deterministic: bool = False  # only reproducible kernels; on a GPU an exact resume needs it
+    workers: int = 0  # processes that read features ahead
+    save_every_steps: int = 500  # the state to resume from, besides at the end of every epoch
     seed: int = 0
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+    data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
+        """Raise InputError on a value that no run can have, naming the field."""
         check_choices(self)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("save_every_steps", 1), ("patience", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+
+
+def parse_config(text: str | bytes, source: str | Path) -> TrainConfig:
+    """A TrainConfig from JSON, strictly; fields that are left out keep their defaults.
+
+    Raises ContractError naming `source`, the first field that does not fit and, for an unknown one, the nearest name.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(TrainConfig).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        fault = error.errors()[0]
+        unknown = fault["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+        detail = _unknown_field(fault["loc"]) if unknown else first_fault(error)
+        raise ContractError(f"{source}: its config does not parse: {detail}") from error
+    except InputError as error:
+        raise ContractError(f"{source}: its config does not fit: {error}") from error
+
+
+def _unknown_field(path: tuple[int | str, ...]) -> str:
+    owner: Any = TrainConfig
+    for part in path[:-1]:
+        owner = get_type_hints(owner).get(str(part), owner)
+    names = [item.name for item in fields(owner)] if is_dataclass(owner) else []
+    near = difflib.get_close_matches(str(path[-1]), names, 1, 0)
+    return f"{'.'.join(map(str, path))}: no such field" + (f"; did you mean {near[0]}?" if near else "")

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .config import LossConfig
+from .distributed import ALONE, Team
 from .model import Outputs
 
 
@@ -29,26 +30,32 @@ class Targets:
     video_mask_BT: Tensor
 
 
-def compute_losses(out: Outputs, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
-    """Each loss already weighted, and their sum under "loss"."""
+def compute_losses(out: Outputs, targets: Targets, config: LossConfig, team: Team = ALONE) -> dict[str, Tensor]:
+    """Each loss already weighted, and their sum under "loss".
+
+    In a team these are this process's parts: their mean over processes is the loss of the whole batch.
+    """
     mr = config.moment
-    moment = moment_losses(out.logit_KBM.float(), out.span_KBM2.float(), targets, config)
+    moment = moment_losses(out.logit_KBM.float(), out.span_KBM2.float(), targets, config, team)
     losses = {name: mr * value for name, value in moment.items()}
-    losses["actionness"] = mr * config.actionness * actionness_loss(out, targets)
-    losses["highlight"] = config.highlight * highlight_loss(out.saliency_BT.float(), targets, config.temperature)
+    losses["actionness"] = mr * config.actionness * team.mean_over_batch(actionness_errors(out, targets))
+    highlight_B = highlight_errors(out.saliency_BT.float(), targets, config.temperature)
+    losses["highlight"] = config.highlight * team.mean_over_batch(highlight_B)
     losses["alignment"] = config.alignment * alignment_loss(
-        out.video_KBTF.float(), out.text_KBF.float(), targets.positive_clip_B, config.temperature
+        out.video_KBTF.float(), out.text_KBF.float(), targets.positive_clip_B, config.temperature, team
     )
     losses["loss"] = torch.stack(list(losses.values())).sum()
     return losses
 
 
-def moment_losses(logit_KBM: Tensor, span_KBM2: Tensor, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
+def moment_losses(
+    logit_KBM: Tensor, span_KBM2: Tensor, targets: Targets, config: LossConfig, team: Team = ALONE
+) -> dict[str, Tensor]:
     """Focal, L1 and overlap loss of the Hungarian matching, summed over steps and divided by the number of windows."""
     window_BW2 = targets.windows_BW2
     moment = match(logit_KBM, span_KBM2, targets, config)  # K B W, index of the moment matched to each window
     found = targets.window_mask_BW.expand_as(moment)
-    count = found[0].sum().clamp(min=1)
+    count = team.total(found[0].sum()).clamp(min=1) / team.world
     label = torch.zeros_like(logit_KBM)
     step, sample, _ = torch.nonzero(found, as_tuple=True)
     label[step, sample, moment[found]] = 1
@@ -106,15 +113,15 @@ def pairwise_overlap(a_N2: Tensor, b_W2: Tensor, *, generalised: bool = False) -
     return iou - (hull - union) / hull.clamp(min=1e-6)
 
 
-def actionness_loss(out: Outputs, targets: Targets) -> Tensor:
-    """L1 between actionness and the best IoU with a window of the same video, last step, mean over moments."""
+def actionness_errors(out: Outputs, targets: Targets) -> Tensor:
+    """L1 between actionness and the best IoU with a window of the same video, last step, mean over moments: B."""
     span = to_start_end(out.span_KBM2[-1].detach().float())
     iou = pairwise_overlap(span, targets.windows_BW2.float()).masked_fill(~targets.window_mask_BW[:, None], 0)
-    return functional.l1_loss(out.actionness_BM.float(), iou.amax(-1))
+    return (out.actionness_BM.float() - iou.amax(-1)).abs().mean(-1)
 
 
-def highlight_loss(saliency_BT: Tensor, targets: Targets, temperature: float) -> Tensor:
-    """InfoNCE of the drawn positive clip against clips of lower saliency; all others, and padding, are left out.
+def highlight_errors(saliency_BT: Tensor, targets: Targets, temperature: float) -> Tensor:
+    """InfoNCE of the drawn positive clip against clips of lower saliency; all others, and padding, are left out: B.
 
     R2-Tuning keeps equally good clips as negatives. Where an event's clips share a score that makes them repel each
     other, and a small model then hardly learns: R1@0.5 17 against over 70 after 80 steps in tests/test_training.py.
@@ -124,17 +131,20 @@ def highlight_loss(saliency_BT: Tensor, targets: Targets, temperature: float) ->
     counted = targets.video_mask_BT & (targets.saliency_BT < level)
     counted = counted.scatter(1, positive, True)
     logits = (saliency_BT / temperature).masked_fill(~counted, float("-inf"))
-    return functional.cross_entropy(logits, targets.positive_clip_B)
+    return functional.cross_entropy(logits, targets.positive_clip_B, reduction="none")
 
 
-def alignment_loss(video_KBTF: Tensor, text_KBF: Tensor, positive_clip_B: Tensor, temperature: float) -> Tensor:
+def alignment_loss(
+    video_KBTF: Tensor, text_KBF: Tensor, positive_clip_B: Tensor, temperature: float, team: Team = ALONE
+) -> Tensor:
     """Symmetric InfoNCE of the positive clip with its sentence: across the batch a layer, across layers a sample."""
     K, B, _, F = video_KBTF.shape
     index = positive_clip_B[None, :, None, None].expand(K, B, 1, F)
-    clip = functional.normalize(video_KBTF.gather(2, index).squeeze(2), dim=-1)
-    sentence = functional.normalize(text_KBF, dim=-1)
-    across_batch = torch.einsum("kbf,kcf->kbc", clip, sentence) / temperature
-    across_layers = torch.einsum("kbf,lbf->bkl", clip, sentence) / temperature
+    clip_BKF = functional.normalize(video_KBTF.gather(2, index).squeeze(2), dim=-1).transpose(0, 1)
+    sentence_BKF = functional.normalize(text_KBF, dim=-1).transpose(0, 1)
+    clip_BKF, sentence_BKF = team.gather(clip_BKF), team.gather(sentence_BKF)
+    across_batch = torch.einsum("bkf,ckf->kbc", clip_BKF, sentence_BKF) / temperature
+    across_layers = torch.einsum("bkf,blf->bkl", clip_BKF, sentence_BKF) / temperature
     return _symmetric(across_batch) + _symmetric(across_layers)
 
 

@@ -1,38 +1,47 @@
 """Training, read from top to bottom: samples and a config in, a run directory out.
 
-A run directory holds best.safetensors and last.safetensors (checkpoints), config.json and metrics.jsonl (a line an
-epoch).
+RUN/config.json        the resolved TrainConfig
+RUN/run.json           versions, machine, sizes, and how it finished
+RUN/steps.jsonl        a line a step: losses, learning rate
+RUN/metrics.jsonl      a line an epoch: mean losses, validation metrics, seconds
+RUN/tensorboard/       the same for TensorBoard
+RUN/best.safetensors   the averaged weights of the best epoch; last.safetensors those of the last
+RUN/state/             what resuming needs, while the run is unfinished
+RUN/val_metrics.json   every metric of the best weights, at the end
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.data_config import DataConfig
 from sdst_runtime.dataset import Sample
 from sdst_runtime.decode import predict
-from sdst_runtime.errors import InputError
-from sdst_runtime.files import write_json, write_jsonl
-from sdst_runtime.metrics import evaluate
+from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.evaluation import score
+from sdst_runtime.files import only_process, remove, write_json
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .config import TrainConfig
-from .data import Batch, epoch_batches
-from .losses import compute_losses
+from .config import TrainConfig, parse_config
+from .data import RunBatches, load_batches, needed_layers
+from .distributed import ALONE, Team
+from .learner import Learner, rate_factor, reproducible, resolve_precision
+from .log import RunLog
 from .model import SDST
-from .rdsa import RDSA, DeformableCrossAttention
+from .run_facts import start_facts
 from .session import TorchSession
-
-SELECT_BY = "MR-full-mAP"  # the metric that picks the best epoch
+from .state import RunState, forget_states, load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -47,122 +56,254 @@ class Progress:
     metrics: dict[str, float] | None  # validation, on the last step of an epoch
 
 
+@dataclass
+class Best:
+    """The best epoch so far by the selecting metric."""
+
+    value: float = -1.0
+    epoch: int = 0
+
+
 def train(
     config: TrainConfig,
     train_samples: Sequence[Sample],
     val_samples: Sequence[Sample],
     spec: FeatureSpec,
     run: Path,
+    *,
+    team: Team = ALONE,
+    resume: bool = False,
+    repairs: Sequence[str] = (),
     on_step: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
-    """Train and return the best checkpoint by validation mAP.
+    """Train and return the best checkpoint by `config.select_by` on `val_samples`.
 
-    Raises InputError when the samples do not fit the config, or when the loss stops being finite.
+    With `resume` it goes on from the newest whole state in `run`, or from the start where none was written yet; on the
+    same machine the losses that follow are bit by bit those of a run that was never stopped. `repairs` are sentences
+    for run.json; `say` hears of what a person should know.
+
+    Raises InputError when samples do not fit the config, when the loss stops being finite, or when `run` is in use or
+    already holds a run; ContractError when a state or another config does not fit.
     """
-    _check_samples(config, train_samples, spec)
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    model = SDST(config.model)
-    optimizer = make_optimizer(model, config)
-    steps_per_epoch = -(-len(train_samples) // config.batch_size)
-    steps = config.epochs * steps_per_epoch
-    write_json(run / "config.json", dataclasses.asdict(config))
-
-    log: list[dict] = []
-    best, step = -1.0, 0
-    for epoch in range(1, config.epochs + 1):
-        started, running = time.perf_counter(), []
-        model.train()
-        for batch in epoch_batches(train_samples, config.batch_size, rng):
-            step += 1
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * rate_factor(step, steps, config)
-            losses = train_step(model, optimizer, batch, config)
-            running.append(losses)
-            if step % steps_per_epoch:
-                on_step(Progress(epoch, config.epochs, step, steps, losses, None))
-        metrics = validate(model, val_samples, spec)
-        means = {name: float(np.mean([losses[name] for losses in running])) for name in running[0]}
-        on_step(Progress(epoch, config.epochs, step, steps, means, metrics))
-        log.append({"epoch": epoch, "seconds": time.perf_counter() - started, **means, **metrics})
-        write_jsonl(run / "metrics.jsonl", log)
-        checkpoint = Checkpoint(model, config, spec, epoch, metrics)
-        save_checkpoint(run / "last.safetensors", checkpoint)
-        if metrics[SELECT_BY] > best:
-            best = metrics[SELECT_BY]
-            save_checkpoint(run / "best.safetensors", checkpoint)
-    return load_checkpoint(run / "best.safetensors")
+    config = resolve(config, train_samples, val_samples, spec, team)
+    with only_process(run / ".lock") if team.leads else nullcontext(), reproducible(config.deterministic):
+        _claim(run, config, team, resume)
+        trainer = _Trainer(config, train_samples, val_samples, spec, run, team, on_step)
+        trainer.start(resume, repairs, say)
+        trainer.work()
+        return trainer.finish()
 
 
-def train_step(model: SDST, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig) -> dict[str, float]:
-    """One update; each weighted loss and their sum under "loss"."""
-    losses = compute_losses(model(**batch.inputs), batch.targets, config.loss)
-    if not losses["loss"].isfinite():
-        raise InputError(
-            f"the loss is {losses['loss'].item()}: lower learning_rate, now {config.learning_rate}, or look for broken "
-            "features"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-    optimizer.step()
-    return {name: value.item() for name, value in losses.items()}
-
-
-def validate(model: SDST, samples: Sequence[Sample], spec: FeatureSpec) -> dict[str, float]:
-    """The "brief" block of the QVHighlights evaluation, in percent."""
-    session = TorchSession(model)
-    rows = predict(session, samples, spec.clip_s)
-    return evaluate(rows, [s.row for s in samples], clip_s=spec.clip_s)["brief"]
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; decay for the weights of linear maps and convolutions only, a lower rate where offsets are predicted."""
-    offsets = {
-        parameter
-        for module in model.modules()
-        if isinstance(module, RDSA | DeformableCrossAttention)
-        for parameter in module.offset.parameters()
-    }
-    decayed = {module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d)}
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for parameter in model.parameters():
-        rate = config.learning_rate * (config.offset_rate if parameter in offsets else 1)
-        decay = config.weight_decay if parameter in decayed else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": params, "lr": rate, "base_lr": rate, "weight_decay": decay}
-            for (rate, decay), params in groups.items()
-        ]
-    )
-
-
-def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up to 1, then the schedule: x0.1 at two thirds, or a cosine to zero."""
-    warmup = min(config.warmup_steps, steps)
-    if step <= warmup:
-        return step / max(warmup, 1)
-    if config.schedule == "step":
-        return 0.1 if step > steps * 2 / 3 else 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-
-def _check_samples(config: TrainConfig, samples: Sequence[Sample], spec: FeatureSpec) -> None:
-    if not samples:
-        raise InputError("no training samples: expected one annotated query at least")
+def resolve(
+    config: TrainConfig, train_samples: Sequence[Sample], val_samples: Sequence[Sample], spec: FeatureSpec, team: Team
+) -> TrainConfig:
+    """The config with feature widths and precision filled in, after a look at whether the samples fit it."""
+    if not train_samples or not val_samples:
+        raise InputError("no samples: expected one annotated query at least, for training and for validation")
+    config = replace(config, model=replace(config.model, video_width=spec.video_width, text_width=spec.text_width))
     model = config.model
-    for name, needs, have in (
-        ("video_width", model.video_width, spec.video_width),
-        ("text_width", model.text_width, spec.text_width),
-    ):
-        if needs != have:
-            raise InputError(f"model.{name} is {needs}, the features have {have}: set model.{name} to {have}")
     if model.layers > spec.layers and model.feature_mode == "intermediate":
         raise InputError(f"model.layers is {model.layers}, the features hold {spec.layers}: set at most {spec.layers}")
-    crowded = max(samples, key=lambda s: len(s.windows))
+    crowded = max(train_samples, key=lambda s: len(s.windows))
     if len(crowded.windows) > model.queries:
         raise InputError(
             f"qid {crowded.row['qid']} has {len(crowded.windows)} windows, the model predicts {model.queries} moments: "
             f"set model.queries to {len(crowded.windows)} or more"
         )
+    known = metric_names(val_samples, config.data)
+    if config.select_by not in known:
+        raise InputError(f"select_by: expected one of {', '.join(known)}, got {config.select_by!r}")
+    return resolve_precision(config, team)
+
+
+def metric_names(samples: Sequence[Sample], data: DataConfig) -> list[str]:
+    """Names of the validation metrics that these samples allow: those of a prediction that is the truth."""
+    sample = samples[0]
+    windows = [[start, end, 1.0] for start, end in sample.row["relevant_windows"]]
+    truth = {"qid": sample.row["qid"], "pred_relevant_windows": windows}
+    truth["pred_saliency_scores"] = sample.saliency.tolist()
+    return list(score([truth], [sample], data)["brief"])
+
+
+def validate(model: SDST, samples: Sequence[Sample], data: DataConfig) -> dict[str, float]:
+    """The "brief" metrics in percent, in float32 whatever the training's precision."""
+    return score(_predict(model, samples, data), samples, data)["brief"]
+
+
+def _predict(model: SDST, samples: Sequence[Sample], data: DataConfig) -> list[dict[str, Any]]:
+    return predict(TorchSession(model), samples, data.clip_s, layers=needed_layers(model.config))
+
+
+class _Trainer:
+    """One run from its first or resumed step to its end."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_samples: Sequence[Sample],
+        val_samples: Sequence[Sample],
+        spec: FeatureSpec,
+        run: Path,
+        team: Team,
+        on_step: Callable[[Progress], None],
+    ) -> None:
+        self.config, self.train_samples, self.val_samples = config, train_samples, val_samples
+        self.spec, self.run, self.team, self.on_step = spec, run, team, on_step
+        self.batches = RunBatches(train_samples, config, team)
+        self.learner = Learner(config, len(self.batches), team)
+        self.best, self.done = Best(), 0
+        self.seconds, self.started = 0.0, time.perf_counter()  # worked before this start, and since when
+        self.log: RunLog | None = None
+
+    def start(self, resume: bool, repairs: Sequence[str], say: Callable[[str], None]) -> None:
+        """Write what describes the run, or go on from its newest state."""
+        state = self.team.tell(load_state(self.run, say) if resume and self.team.leads else None)
+        if state is not None:
+            self._restore(state, say)
+        elif resume:
+            say("no whole state was written before the run stopped: starting from its first step")
+        if not self.team.leads:
+            return
+        for path in (*self.run.glob(".*.tmp"), *self.run.glob("state/.*.tmp")):  # of a process that was killed
+            remove(path)
+        if not resume:
+            facts = start_facts(self.learner.model, self.team, self.train_samples, self.val_samples)
+            write_json(self.run / "run.json", {**facts, "repairs": list(repairs), "finished": None})
+            write_json(self.run / "config.json", asdict(self.config))  # last: with it the folder holds a run
+        self.log = RunLog(self.run, self.done)
+
+    def work(self) -> None:
+        """Steps and epochs until the run is over."""
+        if self._stopped():
+            return
+        for step, batch in enumerate(load_batches(self.batches, self.done), self.done + 1):
+            losses = self.learner.update(batch.to(self.team.device), step)
+            self.done = step
+            self._log_step(losses)
+            if step % self.batches.per_epoch == 0:
+                self._end_epoch()
+                if self._stopped():
+                    return
+            elif step % self.config.save_every_steps == 0:
+                self._save_state()
+
+    def finish(self) -> Checkpoint:
+        """Measure the best weights once more, with every metric, and close the run."""
+        if self.log is not None:
+            self.log.close()
+        if self.team.leads:
+            best = load_checkpoint(self.run / "best.safetensors")
+            rows = _predict(best.model, self.val_samples, self.config.data)
+            write_json(self.run / "val_metrics.json", score(rows, self.val_samples, self.config.data))
+            reason = "early stop" if self.done < len(self.batches) else "all epochs"
+            self._note_end({"reason": reason, "best_epoch": self.best.epoch, "seconds": round(self._worked(), 1)})
+            forget_states(self.run)
+        self.team.tell(None)  # the others wait until the files are there
+        return load_checkpoint(self.run / "best.safetensors")
+
+    @property
+    def _epoch(self) -> int:
+        """The epoch of the last step done, from 1."""
+        return -(-self.done // self.batches.per_epoch)
+
+    def _stopped(self) -> bool:
+        waited = self._epoch - self.best.epoch
+        return self.done >= len(self.batches) or waited >= (self.config.patience or math.inf)
+
+    def _log_step(self, losses: dict[str, float]) -> None:
+        if self.log is None:
+            return
+        rate = self.config.learning_rate * rate_factor(self.done, len(self.batches), self.config)
+        self.log.step({"step": self.done, "epoch": self._epoch, "lr": rate, **losses})
+        if self.done % self.batches.per_epoch:
+            self._tell(losses, None)
+
+    def _end_epoch(self) -> None:
+        if self.log is not None:
+            metrics = validate(self.learner.averaged, self.val_samples, self.config.data)
+            means = self.log.mean_losses(self._epoch)
+            self._tell(means, metrics)
+            row = {"epoch": self._epoch, "step": self.done, "seconds": round(self._worked(), 3), **means, **metrics}
+            self.log.epoch(row)
+            self._keep(metrics)
+        self.best = self.team.tell(self.best)
+        self._save_state()
+
+    def _keep(self, metrics: dict[str, float]) -> None:
+        """The checkpoints of this epoch."""
+        checkpoint = Checkpoint(self.learner.averaged, self.config, self.spec, self._epoch, metrics)
+        if metrics[self.config.select_by] > self.best.value:
+            self.best = Best(metrics[self.config.select_by], self._epoch)
+            save_checkpoint(self.run / "best.safetensors", checkpoint)
+        save_checkpoint(self.run / "last.safetensors", checkpoint)
+
+    def _tell(self, losses: dict[str, float], metrics: dict[str, float] | None) -> None:
+        steps = len(self.batches)
+        self.on_step(Progress(self._epoch, self.config.epochs, self.done, steps, losses, metrics))
+
+    def _worked(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
+
+    def _save_state(self) -> None:
+        if self.team.leads:
+            state = RunState(
+                step=self.done,
+                best=self.best.value,
+                best_epoch=self.best.epoch,
+                seconds=self._worked(),
+                config=json.dumps(asdict(self.config)),
+                samples=self._samples_digest(),
+                machine=self._machine(),
+                **self.learner.state(),
+            )
+            save_state(self.run, state)
+
+    def _restore(self, state: RunState, say: Callable[[str], None]) -> None:
+        if state.samples != self._samples_digest():
+            raise InputError(f"{self.run}: the training annotations are not those the run began with; start a new run")
+        if state.machine != self._machine():
+            say(f"the run began on {state.machine}, this is {self._machine()}: losses may differ in their last digits")
+        parts = {"model": state.model, "averaged": state.averaged}
+        self.learner.load({**parts, "optimizer": state.optimizer, "scaler": state.scaler}, f"{self.run}/state")
+        self.best, self.done, self.seconds = Best(state.best, state.best_epoch), state.step, state.seconds
+        say(f"resuming after step {state.step} of {len(self.batches)}")
+
+    def _samples_digest(self) -> str:
+        qids = json.dumps([sample.row["qid"] for sample in self.train_samples])
+        return hashlib.sha256(qids.encode()).hexdigest()
+
+    def _machine(self) -> str:
+        device = self.team.device
+        place = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        )
+        return f"torch {torch.__version__}, {place}, {self.team.world} process(es)"
+
+    def _note_end(self, finished: dict[str, Any]) -> None:
+        facts = json.loads((self.run / "run.json").read_text(encoding="utf-8"))
+        write_json(self.run / "run.json", {**facts, "finished": finished})
+
+
+def finished(run: Path) -> dict[str, Any] | None:
+    """How a run ended, as run.json says: reason, best_epoch, seconds; None while it has not."""
+    path = run / "run.json"
+    return json.loads(path.read_text(encoding="utf-8"))["finished"] if path.is_file() else None
+
+
+def _claim(run: Path, config: TrainConfig, team: Team, resume: bool) -> None:
+    """A new run needs an unused folder; a resumed one must be unfinished and have the same model."""
+    path = run / "config.json"
+    found = team.tell((path.is_file(), finished(run)) if team.leads else None)
+    if not resume and found[0]:
+        raise InputError(f"{run} holds a run already: go on with  sdst train --resume {run}  or choose another --out")
+    if resume and found[1]:
+        raise InputError(f"{run} has finished ({found[1]['reason']}): there is nothing to resume; start a new run")
+    if resume and found[0]:
+        stored = asdict(parse_config(path.read_bytes(), path).model)
+        for name, value in asdict(config.model).items():
+            if stored[name] != value:
+                raise ContractError(
+                    f"{run}: resumed with model.{name} = {value!r}, its config.json says {stored[name]!r}; "
+                    "resume with that"
+                )

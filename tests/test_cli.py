@@ -257,16 +257,17 @@ def dataset(exported, tmp_path) -> Path:
         write_text_features(text_feature_path(root / "features", query), text)
         row = {"qid": qid, "query": query, "vid": vid, "duration": 9.0, "relevant_windows": [[2.0, 5.0]]}
         rows.append({**row, "relevant_clip_ids": [2, 3, 4], "saliency_scores": [[2, 3, 4]] * 3})
-    for split in ("train", "val"):
-        write_jsonl(root / "annotations" / f"{split}.jsonl", rows)
+    write_jsonl(root / "all.jsonl", rows)
+    files = {"root": str(root), "train": "all.jsonl", "val": "all.jsonl", "test": "", "clip_s": 1.0}
+    (root / "config.json").write_text(json.dumps({"epochs": 1, "batch_size": 2, "device": "cpu", "data": files}))
     return root
 
 
-SMALL = ("--epochs", 1, "--batch-size", 2, "--width", 16, "--heads", 2, "--layers", 2, "--queries", 3)
+SMALL = ("--model.width", 16, "--model.heads", 2, "--model.layers", 2, "--model.queries", 3)
 
 
 def test_train_then_export_then_ground(capsys, dataset, exported, video, tmp_path):
-    code, out, err = run(capsys, "train", dataset, "--out", tmp_path / "run", *SMALL)
+    code, out, err = run(capsys, "train", dataset / "config.json", "--out", tmp_path / "run", *SMALL)
     assert code == 0, err
     assert "best.safetensors: epoch 1" in out
     checkpoint = tmp_path / "run" / "best.safetensors"
@@ -285,7 +286,7 @@ def test_train_on_features_of_another_contract(capsys, dataset, tmp_path):
     path = video_feature_path(dataset / "features", "b")
     video = read_video_features(path)
     write_video_features(path, replace(video, spec=replace(video.spec, clip_s=2.0)))
-    line = fails(capsys, "train", dataset, "--out", tmp_path / "run", *SMALL)
+    line = fails(capsys, "train", dataset / "config.json", "--out", tmp_path / "run", *SMALL)
     assert "disagree on clip_s" in line
     assert "has 2.0" in line
     assert "needs 1.0" in line
@@ -301,10 +302,12 @@ def test_train_on_nan_features(capsys, dataset, tmp_path):
         metadata, features = stored.metadata(), stored.get_tensor("features")
     features[0, 1, 2] = np.nan
     save_file({"features": features}, path, metadata)
-    line = fails(capsys, "train", dataset, "--out", tmp_path / "run", *SMALL)
+    code, _, err = run(capsys, "train", dataset / "config.json", "--out", tmp_path / "run", *SMALL)
+    line = err.strip().splitlines()[-1]
+    assert code == 2
     assert "contains NaN or infinity" in line
     assert path.name in line
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "last.safetensors").exists()
 
 
 def score_files(folder: Path, **changes) -> tuple[Path, Path]:

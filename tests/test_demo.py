@@ -48,11 +48,10 @@ def test_the_numbers_are_those_of_the_predictions(out):
 
 
 def test_the_control_takes_another_videos_sentence(out):
-    from sdst.demo.pipeline import with_other_queries
-    from sdst.train import load_split
-    from sdst_train.backbone.towers import load_backbone
+    from sdst.demo.pipeline import demo_config, with_other_queries
+    from sdst_runtime.dataset import load_split
 
-    samples = load_split(out, "val", load_backbone(BACKBONE).spec)
+    samples = load_split(demo_config(out, 1, 7).data, "val").samples
     videos = {id(sample.text): sample.row["vid"] for sample in samples}
     for sample, mixed in zip(samples, with_other_queries(samples), strict=True):
         assert mixed.row is sample.row
@@ -73,11 +72,10 @@ def test_a_second_run_keeps_videos_and_features(out):
         path: path.stat().st_mtime_ns for folder in ("videos", "features/video") for path in (out / folder).iterdir()
     }
     assert len(kept) == 2 * 14
-    from sdst.demo.dataset import render_dataset
-    from sdst.demo.pipeline import extract
+    from sdst.demo.pipeline import demo_config
+    from sdst.demo.prepare import prepare_features
 
-    render_dataset(out, seed=7, train_videos=10, val_videos=4)
-    extract(out, lambda done, total: None)
+    prepare_features(demo_config(out, 1, 7).data)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 

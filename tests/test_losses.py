@@ -12,11 +12,11 @@ import torch
 from sdst_train.config import LossConfig
 from sdst_train.losses import (
     Targets,
-    actionness_loss,
+    actionness_errors,
     alignment_loss,
     compute_losses,
     focal_loss,
-    highlight_loss,
+    highlight_errors,
     match,
     moment_losses,
     pairwise_overlap,
@@ -197,7 +197,7 @@ def test_perfect_moments_cost_nothing():
         if span[-1, b, m, 1] > 0:
             windows = targets.windows_BW2[b][targets.window_mask_BW[b]].tolist()
             perfect[b, m] = max(iou(start_end(span[-1, b, m].tolist()), w) for w in windows)
-    assert actionness_loss(dataclasses.replace(out, actionness_BM=perfect), targets).item() < 1e-6
+    assert actionness_errors(dataclasses.replace(out, actionness_BM=perfect), targets).mean().item() < 1e-6
 
 
 def test_actionness_is_told_of_its_own_video_only():
@@ -208,10 +208,10 @@ def test_actionness_is_told_of_its_own_video_only():
     targets = dataclasses.replace(make_targets(), windows_BW2=windows, window_mask_BW=mask)
     out = dataclasses.replace(make_outputs(), span_KBM2=span, actionness_BM=torch.tensor([[0.9, 0.9], [0.9, 0.9]]))
     truth = np.array([[0, 1], [1, 1 / 3]])
-    assert actionness_loss(out, targets).item() == pytest.approx(np.abs(truth - 0.9).mean(), rel=1e-5)
+    assert actionness_errors(out, targets).mean().item() == pytest.approx(np.abs(truth - 0.9).mean(), rel=1e-5)
     early = span.clone()
     early[:-1] = 0.5
-    same = actionness_loss(dataclasses.replace(out, span_KBM2=early), targets)
+    same = actionness_errors(dataclasses.replace(out, span_KBM2=early), targets).mean()
     assert same.item() == pytest.approx(np.abs(truth - 0.9).mean(), rel=1e-5)
 
 
@@ -226,22 +226,22 @@ def test_highlight_loss_is_the_formula():
     targets = dataclasses.replace(make_targets(), saliency_BT=level, video_mask_BT=mask)
     first = log_softmax_at(np.array([0.3, -0.2, 0.5, 0.1]) / 0.07, 2)
     second = log_softmax_at(np.array([0.1, 0.2, 0.3, -0.4]) / 0.07, 2)
-    loss = highlight_loss(saliency, targets, 0.07)
+    loss = highlight_errors(saliency, targets, 0.07).mean()
     assert loss.item() == pytest.approx(-(first + second) / 2, rel=1e-5)
     blind = saliency.clone()
     blind[0, [3, 5]], blind[1, 4:] = -0.7, torch.tensor([-3.0, 7.0])
-    assert highlight_loss(blind, targets, 0.07).item() == loss.item()
+    assert highlight_errors(blind, targets, 0.07).mean().item() == loss.item()
     seen = saliency.clone()
     seen[0, 4] += 0.3
-    assert highlight_loss(seen, targets, 0.07).item() > loss.item() + 0.01
+    assert highlight_errors(seen, targets, 0.07).mean().item() > loss.item() + 0.01
 
 
 def test_highlight_loss_falls_with_the_positive_clip():
     targets = make_targets(1)
     saliency = torch.zeros(B, T)
-    flat = highlight_loss(saliency, targets, 0.07)
+    flat = highlight_errors(saliency, targets, 0.07).mean()
     saliency[:, 2] = 1
-    assert highlight_loss(saliency, targets, 0.07) < 1e-4 < flat
+    assert highlight_errors(saliency, targets, 0.07).mean() < 1e-4 < flat
 
 
 def test_alignment_loss_is_the_formula():

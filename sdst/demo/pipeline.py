@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rich.table import Table
 from sdst_calib.parity import max_abs_error
 from sdst_export.bundle import export_bundle
 from sdst_runtime import Grounder
-from sdst_runtime.dataset import Sample, batches_by_length, pad_inputs
+from sdst_runtime.dataset import Sample, batches_by_length, load_split, pad_inputs
 from sdst_runtime.decode import predict
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import make_directory, read_jsonl, write_json, write_jsonl
@@ -32,17 +33,17 @@ from sdst_runtime.machine import machine_facts
 from sdst_runtime.metrics import evaluate, top_clip_in_window
 from sdst_runtime.report import Curve, MetricRow, QueryPanel, Report, VideoPanel, write_report
 from sdst_runtime.session import Session
-from sdst_train.backbone.dataset import extract_sentences, extract_videos
-from sdst_train.backbone.towers import Backbone, load_backbone
+from sdst_train.backbone.towers import Backbone
 from sdst_train.checkpoint import Checkpoint
-from sdst_train.config import LossConfig, ModelConfig, TrainConfig
+from sdst_train.config import TrainConfig
 from sdst_train.model import in_both_units, parameter_count
+from sdst_train.presets import PRESETS
 from sdst_train.session import TorchSession
 
 from ..ground import latency_rows, video_panel
-from ..train import load_split, train_with_progress
-from . import BACKBONE
+from ..train import train_with_progress
 from .dataset import CLIP_S, render_dataset
+from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
 
 METRICS = {  # our name -> the official evaluator's
     "R1@0.5": "MR-full-R1@0.5",
@@ -56,10 +57,10 @@ SHOWN_VIDEOS = 4  # in the report
 def demo(
     *,
     out: Path = Path("demo-out"),
-    seed: int = 7,
-    train_videos: int = 300,
-    val_videos: int = 60,
-    epochs: int = 8,
+    seed: int = SEED,
+    train_videos: int = TRAIN_VIDEOS,
+    val_videos: int = VAL_VIDEOS,
+    epochs: int = PRESETS["demo"].epochs,
 ) -> None:
     """Run the whole line on rendered videos: about 6 minutes on 2 cores.
 
@@ -81,12 +82,13 @@ def demo(
         render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
 
     with stages.timed("extract", "videos") as on_done:
-        backbone = extract(out, on_done)
+        backbone = extract(out, "features", "adaptive", on_done)
 
     with stages.timed("train"):
-        train_samples, val_samples = (load_split(out, split, backbone.spec) for split in ("train", "val"))
-        config = demo_config(backbone, epochs, seed)
-        checkpoint = train_with_progress(config, train_samples, val_samples, backbone.spec, out / "run")
+        config = demo_config(out, epochs, seed)
+        shutil.rmtree(out / "run", ignore_errors=True)  # a demo is run anew
+        checkpoint = train_with_progress(config, out / "run")
+        train_samples, val_samples = (load_split(config.data, split).samples for split in ("train", "val"))
 
     with stages.timed("evaluate"):
         torch_head = TorchSession(checkpoint.model)
@@ -127,37 +129,10 @@ def demo(
     show(stages.console, summary, out)
 
 
-def extract(out: Path, on_done: Callable[[int, int], None]) -> Backbone:
-    """Features of all videos and sentences of the rendered dataset, by the tiny backbone."""
-    rows = [row for split in ("train", "val") for row in read_jsonl(out / "annotations" / f"{split}.jsonl")]
-    videos = {row["vid"]: out / "videos" / f"{row['vid']}.mp4" for row in rows}
-    backbone = load_backbone(BACKBONE)
-    extract_videos(videos, BACKBONE, out / "features", on_video=on_done)
-    extract_sentences([row["query"] for row in rows], backbone, out / "features")
-    return backbone
-
-
-def demo_config(backbone: Backbone, epochs: int, seed: int) -> TrainConfig:
-    """A small SDST that learns in minutes; the published defaults are for tens of thousands of steps."""
-    spec = backbone.spec
-    return TrainConfig(
-        epochs=epochs,
-        batch_size=16,
-        learning_rate=1e-3,
-        schedule="cosine",
-        warmup_steps=80,
-        gradient_clip=0.5,
-        seed=seed,
-        model=ModelConfig(
-            video_width=spec.video_width,
-            text_width=spec.text_width,
-            layers=spec.layers,
-            width=128,
-            queries=10,
-            input_dropout=0.1,
-        ),
-        loss=LossConfig(highlight=0.3, overlap="giou"),
-    )
+def demo_config(out: Path, epochs: int, seed: int) -> TrainConfig:
+    """The demo's preset on the data in `out`."""
+    preset = PRESETS["demo"]
+    return dataclasses.replace(preset, epochs=epochs, seed=seed, data=dataclasses.replace(preset.data, root=str(out)))
 
 
 def measure(head: Session, samples: Sequence[Sample], predictions: Path | None = None) -> dict[str, float]:

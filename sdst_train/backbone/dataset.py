@@ -27,6 +27,7 @@ from sdst_runtime.media import ClipStream
 
 from .extract import encode_clips, encode_sentences
 from .towers import Backbone, load_backbone
+from .vision import Pool
 
 
 def extract_videos(
@@ -35,25 +36,27 @@ def extract_videos(
     out: Path,
     workers: int | None = None,
     on_video: Callable[[int, int], None] = lambda done, total: None,
+    pool: Pool | None = None,
 ) -> list[str]:
     """Write out/video/{vid}.safetensors for every video id and file; returns what was wrong with files, a line each.
 
-    Raises InputError for a video that cannot be used. `on_video` gets (done, total); `workers` default to all cores.
+    Raises InputError for a video that cannot be used. `on_video` gets (done, total); `workers` default to all cores,
+    `pool` to the backbone's own.
     """
     workers = workers or usable_cores()
     warnings: list[str] = []
     jobs = [(vid, path, out) for vid, path in videos.items()]
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (backbone_path,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (backbone_path, pool)) as executor:
         try:
             with interrupts_ignored():
-                results = pool.map(_extract_video, jobs, chunksize=4)
+                results = executor.map(_extract_video, jobs, chunksize=4)
             for done, lines in enumerate(results, 1):
                 warnings += lines
                 on_video(done, len(jobs))
         except BrokenProcessPool as error:
             raise InputError("a worker that extracts features died (out of memory?): use fewer workers") from error
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
             raise
     return warnings
 
@@ -69,10 +72,10 @@ def extract_sentences(sentences: Iterable[str], backbone: Backbone, out: Path) -
 _backbone: Backbone  # of this worker process
 
 
-def _start_worker(backbone_path: Path) -> None:
+def _start_worker(backbone_path: Path, pool: Pool | None) -> None:
     global _backbone
     torch.set_num_threads(1)
-    _backbone = load_backbone(backbone_path)
+    _backbone = load_backbone(backbone_path, pool)
 
 
 def _extract_video(job: tuple[str, Path, Path]) -> list[str]:

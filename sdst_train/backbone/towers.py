@@ -153,8 +153,8 @@ def save_backbone(
     return dataclasses.replace(spec, backbone_sha256=sha256_file(path))
 
 
-def load_backbone(path: Path) -> Backbone:
-    """Read a backbone file; weights become float32 on the CPU.
+def load_backbone(path: Path, pool: Pool | None = None) -> Backbone:
+    """Read a backbone file; weights become float32 on the CPU. `pool` replaces the file's, for the paper's ablation.
 
     Raises InputError when the file is missing or not safetensors, ContractError when it is another kind of file or its
     tensors are not those of its own configuration (the first ten differences, and how many).
@@ -180,6 +180,7 @@ def load_backbone(path: Path) -> Backbone:
         encoder.load_state_dict(part, strict=True, assign=True)
     text.materialise_buffers()
     spec = _parse_features(header["features"], vision, text, digest, path)
+    spec = dataclasses.replace(spec, pool=pool or spec.pool)
     return Backbone.assemble(vision, text, spec, header["tokenizer"])
 
 

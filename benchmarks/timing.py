@@ -1,0 +1,68 @@
+"""Interleaved timing: every round runs each variant once, so that a slow moment of the machine hits all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sdst_runtime.files import write_json
+from sdst_runtime.machine import machine_facts
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of every call, by variant. Rounds go on for `seconds` and `least` rounds; no sample is dropped."""
+    stop = time.perf_counter() + warm_up_s
+    while True:
+        for run in variants.values():
+            run()
+        if time.perf_counter() > stop:
+            break
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(next(iter(samples.values()))) < least:
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            samples[name].append(time.perf_counter() - start)
+    return samples
+
+
+def report(
+    title: str,
+    samples: Mapping[str, list[float]],
+    *,
+    items: int = 0,
+    floors_s: Mapping[str, float] | None = None,
+    versions: Mapping[str, str] | None = None,
+    output: Path | None = None,
+) -> None:
+    """Print medians, tails and ratios to the first variant; `items` of one call give a rate. JSON goes to `output`.
+
+    `floors_s`: seconds that nothing on this machine can beat, by variant.
+    """
+    first = float(np.median(next(iter(samples.values()))))
+    rows: dict[str, dict[str, Any]] = {}
+    for name, seconds in samples.items():
+        p50, p90, p99 = (float(x) for x in np.percentile(seconds, (50, 90, 99)))
+        rows[name] = {"p50_ms": 1e3 * p50, "p90_ms": 1e3 * p90, "p99_ms": 1e3 * p99, "calls": len(seconds)}
+        rows[name] |= {"ratio": p50 / first} | ({"items_per_s": items / p50} if items else {})
+        if floors_s and name in floors_s:
+            rows[name] |= {"floor_ms": 1e3 * floors_s[name], "times_floor": p50 / floors_s[name]}
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = Table("variant", *columns, title=title)
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[key]:.4g}" if key in row else "" for key in columns))
+    machine = dict(machine_facts()) | dict(versions or {})
+    console = Console(width=160)
+    console.print(table)
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
+    if output is not None:
+        write_json(output, {"title": title, "machine": machine, "variants": rows, "seconds": dict(samples)})

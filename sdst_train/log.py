@@ -1,0 +1,81 @@
+"""What a run writes while it works: steps.jsonl, metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from sdst_runtime.errors import InputError
+from sdst_runtime.files import make_directory, write_jsonl
+
+
+class RunLog:
+    """Logs of one run. Opened at a step, it forgets what was logged after that step by a run that was killed."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        make_directory(run)
+        self.steps = _continue(run / "steps.jsonl", step)
+        _continue(run / "metrics.jsonl", step)
+        self._step_file, self._epoch_file = _append(run / "steps.jsonl"), _append(run / "metrics.jsonl")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def step(self, row: dict[str, Any]) -> None:
+        """One line a step; `row` holds step, epoch, rate and the losses."""
+        self.steps.append(row)
+        self._write(self._step_file, row)
+        self._draw("step", row, row["step"])
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One line an epoch; `row` holds epoch, step, the losses' means and the validation metrics."""
+        self.steps.clear()
+        self._write(self._epoch_file, row)
+        self._draw("epoch", row, row["step"])
+        self._board.flush()
+
+    def mean_losses(self, epoch: int) -> dict[str, float]:
+        """Mean over the steps of an epoch of everything that a step's line holds, in its order."""
+        rows = [row for row in self.steps if row["epoch"] == epoch]
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name not in ("step", "epoch")}
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._step_file.close()
+        self._epoch_file.close()
+        self._board.close()
+
+    @staticmethod
+    def _write(file: TextIO, row: Mapping[str, Any]) -> None:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+
+    def _draw(self, kind: str, row: Mapping[str, Any], step: int) -> None:
+        for name, value in row.items():
+            if isinstance(value, float) and name not in ("step", "epoch"):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _continue(path: Path, step: int) -> list[dict[str, Any]]:
+    """Rows up to `step`, which are all that the file holds afterwards. A line that was cut by a kill is dropped."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["step"] <= step:
+                rows.append(row)
+    write_jsonl(path, rows)
+    return rows
+
+
+def _append(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
