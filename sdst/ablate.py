@@ -15,8 +15,6 @@ from typing import Annotated
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from sdst_runtime.data_config import DataConfig
@@ -36,6 +34,7 @@ from sdst_train.distributed import join_team
 from sdst_train.train import Progress
 
 from .options import parse_options, take_config_name
+from .progress import make_bar
 from .train import load_with_progress
 
 PROG = "sdst ablate"
@@ -114,17 +113,13 @@ class _Work:
 
     def _finish(self, run: Run, title: str) -> Result:
         train_split, val_split = self._load(run)
-        with join_team(run.config.device) as team, self._bar() as bar:
+        with join_team(run.config.device) as team, make_bar(self.console) as bar:
             task = bar.add_task(title, total=None)
 
             def show(progress: Progress) -> None:
                 bar.update(task, completed=progress.step, total=progress.steps)
 
             return finish_run(run, train_split, val_split, team=team, on_step=show, say=self._say)
-
-    def _bar(self) -> Bar:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        return Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     def _load(self, run: Run) -> tuple[Split, Split]:
         data = run.config.data

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +23,7 @@ from sdst_runtime.session import Session
 from sdst_train.presets import PRESETS
 
 from .options import load_config
+from .progress import counted
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 SplitName = Literal["train", "val", "test"]
@@ -111,7 +110,7 @@ def data_of(head: Head, name: str | None, root: Path | None) -> DataConfig:
 
 def load_samples(head: Head, data: DataConfig, split: SplitName) -> list[Sample]:
     """The samples of a split; repairs of its annotations go to stderr. Only a test split may come without windows."""
-    with progress_bar("checking features") as on_done:
+    with counted("checking features") as on_done:
         loaded = load_split(data, split, needed=head.spec, labelled=split != "test", on_done=on_done)
     for line in loaded.repairs.lines():
         say(f"{split}: {line}")
@@ -120,7 +119,7 @@ def load_samples(head: Head, data: DataConfig, split: SplitName) -> list[Sample]
 
 def predict_samples(head: Head, samples: list[Sample], split: str, postprocess: Postprocess) -> list[Row]:
     """Postprocessed prediction rows, under a progress bar."""
-    with progress_bar(f"predicting {split}") as on_done:
+    with counted(f"predicting {split}") as on_done:
         rows = predict(head.session, samples, head.spec.clip_s, layers=head.spec.layers, on_done=on_done)
     return postprocess(rows, {sample.row["qid"]: sample.row["duration"] for sample in samples})
 
@@ -128,19 +127,6 @@ def predict_samples(head: Head, samples: list[Sample], split: str, postprocess: 
 def has_windows(samples: list[Sample]) -> bool:
     """Whether there is something to score against."""
     return any(sample.row.get("relevant_windows") for sample in samples)
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr where that is a terminal; yields a function (done, total) that moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def say(line: str) -> None:

@@ -17,7 +17,8 @@ from sdst_runtime.files import write_bytes, write_json
 from sdst_train.checkpoint import load_checkpoint
 from sdst_train.offsets import Offsets, Spread, StepSpread, draw, record_offsets, tabulate
 
-from .eval import BEST, SplitName, progress_bar
+from .eval import BEST, SplitName
+from .progress import counted
 
 
 def offsets(
@@ -55,11 +56,11 @@ def offsets(
 
 def _record(run: Path, split: SplitName) -> Offsets:
     checkpoint = load_checkpoint(run / BEST)
-    with progress_bar(f"{run}: checking features") as on_done:
+    with counted(f"{run}: checking features") as on_done:
         loaded = load_split(
             checkpoint.config.data, split, needed=checkpoint.spec, labelled=split != "test", on_done=on_done
         )
-    with progress_bar(f"{run}: predicting {split}") as on_done:
+    with counted(f"{run}: predicting {split}") as on_done:
         return record_offsets(checkpoint, loaded.samples, on_done=on_done)
 
 

@@ -10,9 +10,8 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from sdst_runtime import data_config
 from sdst_runtime.dataset import Split, load_split
 from sdst_runtime.errors import InputError
 from sdst_train.checkpoint import Checkpoint
@@ -24,6 +23,7 @@ from sdst_train.train import Progress, finished
 from sdst_train.train import train as run_training
 
 from .options import parse_options, take_config_name
+from .progress import counted, make_bar
 
 PROG = "sdst train"
 
@@ -108,14 +108,10 @@ def prepare(config: TrainConfig) -> None:
         prepare_features(config.data)
 
 
-def load_with_progress(config: TrainConfig, split: str, console: Console) -> Split:
+def load_with_progress(config: TrainConfig, split: data_config.Split, console: Console) -> Split:
     """A split's samples, with a bar while feature files are looked at."""
-    with Bar(*_COLUMNS, console=console, transient=True) as bar:
-        task = bar.add_task(f"looking at the {split} features", total=None)
-        return load_split(config.data, split, on_done=lambda done, total: bar.update(task, completed=done, total=total))
-
-
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with counted(f"looking at the {split} features", console) as on_done:
+        return load_split(config.data, split, on_done=on_done)
 
 
 class _Display:
@@ -123,7 +119,7 @@ class _Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar = Bar(*_COLUMNS, console=console, transient=True)
+        self.bar = make_bar(console)
 
     def __enter__(self) -> _Display:
         self.bar.start()

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sdst_calib.parity import max_abs_error
@@ -41,6 +40,7 @@ from sdst_train.presets import PRESETS
 from sdst_train.session import TorchSession
 
 from ..ground import latency_rows, video_panel
+from ..progress import counted
 from ..train import train_with_progress
 from .dataset import CLIP_S, render_dataset
 from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
@@ -255,10 +255,11 @@ class Stages:
         """Time a block. It gets a function (done, total) that moves a bar."""
         self.console.print(f"[bold]{name}[/bold]")
         start = time.perf_counter()
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not unit) as bar:
-            task = bar.add_task(unit, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        if unit:
+            with counted(f"  {unit}", self.console) as on_done:
+                yield on_done
+        else:
+            yield lambda done, total: None
         self.seconds[name] = round(time.perf_counter() - start, 2)
         self.say(f"{self.seconds[name]:.1f} s")
 

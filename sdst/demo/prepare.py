@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from sdst_runtime.data_config import DataConfig
 from sdst_runtime.features import text_feature_path, video_feature_path
 from sdst_runtime.files import read_jsonl
@@ -15,6 +12,7 @@ from sdst_train.backbone.dataset import extract_sentences, extract_videos
 from sdst_train.backbone.towers import Backbone, load_backbone
 from sdst_train.backbone.vision import Pool
 
+from ..progress import counted
 from . import BACKBONE
 from .dataset import SPLITS, render_dataset
 
@@ -27,23 +25,12 @@ def prepare_features(data: DataConfig, pool: Pool = "adaptive") -> None:
     Data that `sdst demo` made with another seed or size stay as they are.
     """
     root = Path(data.root)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-
-        def counter(label: str) -> Callable[[int, int], None]:
-            task = bar.add_task(label, total=None)
-            return lambda done, total: bar.update(task, completed=done, total=total)
-
-        if not all(data.annotations(split).is_file() for split in SPLITS):
-            render_dataset(
-                root,
-                seed=SEED,
-                train_videos=TRAIN_VIDEOS,
-                val_videos=VAL_VIDEOS,
-                progress=counter("rendering"),
-            )
-        if not _is_complete(data):
-            extract(root, data.features, pool, counter(f"encoding, pool {pool}"))
+    if not all(data.annotations(split).is_file() for split in SPLITS):
+        with counted("rendering videos") as on_done:
+            render_dataset(root, seed=SEED, train_videos=TRAIN_VIDEOS, val_videos=VAL_VIDEOS, progress=on_done)
+    if not _is_complete(data):
+        with counted(f"encoding videos, pool {pool}") as on_done:
+            extract(root, data.features, pool, on_done)
 
 
 def _is_complete(data: DataConfig) -> bool:
