@@ -69,6 +69,8 @@ def ablate(arguments: list[str]) -> None:
         work.show()
         raise
     work.show()
+    if work.failed:
+        raise InputError(f"{len(work.failed)} runs failed: {'; '.join(work.failed)}; see above for the reasons")
 
 
 class _Work:
@@ -78,6 +80,7 @@ class _Work:
         self.out, self.runs, self.command, self.base = out, runs, command, base
         self.console = Console(stderr=True)
         self.splits: dict[DataConfig, tuple[Split, Split]] = {}
+        self.failed: list[str] = []
 
     def go(self) -> None:
         """Train all runs that are neither finished nor in another process's hands."""
@@ -90,6 +93,10 @@ class _Work:
                 result = self._finish(run, title)
             except InUseError:
                 self._say(f"{run}: left to another process that is at work on it")
+                continue
+            except InputError as error:  # one that diverges must not keep the others from being measured
+                self._say(f"{run}: failed: {error}")
+                self.failed.append(str(run))
                 continue
             self._say(_line(run, result))
             write_tables(self.out, self._comparison())

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from sdst_runtime import data_config
 from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Inspection, Spread, inspect_split
+from sdst_runtime.dataset import Inspection, Spread, inspect_split, load_split
 from sdst_runtime.errors import InputError
+from sdst_runtime.evaluation import metric_names
 
 from .options import data_options
 
@@ -26,7 +27,8 @@ def check_data(data: DataConfig) -> None:
     """Print what each split holds, what is mended, and every problem. Raises InputError when there is any."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     # a test split may be released without its windows
-    found = {name: inspect_split(data, name, labelled=name != "test") for name in SPLITS if getattr(data, name)}
+    there: list[data_config.Split] = [name for name in SPLITS if getattr(data, name)]
+    found = {name: inspect_split(data, name, labelled=name != "test") for name in there}
     usable = {name: inspection for name, inspection in found.items() if inspection.queries}
     if usable:
         console.print(_overview(usable))
@@ -37,12 +39,24 @@ def check_data(data: DataConfig) -> None:
         for line in inspection.repairs.lines():
             console.print(f"{name}: {line}")
     problems = [f"{name}: {line}" for name, inspection in found.items() for line in inspection.problems]
+    problems = problems or [f"{name}: {line}" for name in there if name != "train" for line in _unscorable(data, name)]
     for line in problems:
         console.print(line)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"{count} in the data under {data.root}; mend what is listed on stdout")
     console.print("all is well")
+
+
+def _unscorable(data: DataConfig, name: data_config.Split) -> list[str]:
+    """What keeps the official metrics from a split that training would take, as an empty window."""
+    samples = load_split(data, name, labelled=name != "test").samples
+    try:
+        if all(sample.row.get("relevant_windows") for sample in samples):
+            metric_names(samples, data)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _overview(found: Mapping[str, Inspection]) -> Table:

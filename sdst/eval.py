@@ -143,4 +143,5 @@ def _open_checkpoint(path: Path, threads: int | None) -> Head:
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = checkpoints.load_checkpoint(path)
-    return Head(sessions.TorchSession(checkpoint.model), checkpoint.spec, checkpoint.config.data)
+    model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Head(sessions.TorchSession(model), checkpoint.spec, checkpoint.config.data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from sdst_train.config import TrainConfig, parse_config
 from sdst_train.distributed import Team, join_team
 from sdst_train.model import in_both_units, parameter_count
 from sdst_train.run_report import write_run_report
+from sdst_train.state import forget_states
 from sdst_train.train import Progress, finished
 from sdst_train.train import train as run_training
 
@@ -55,7 +56,7 @@ def train(arguments: list[str]) -> None:
     sdst train CONFIG --help lists them. On several GPUs:
     torchrun --nproc-per-node 4 -m sdst train CONFIG ...
     """
-    if arguments[:1] == ["--resume"]:
+    if arguments and arguments[0].split("=")[0] == "--resume":
         run = tyro.cli(OldRun, args=arguments, prog=PROG).resume
         path = run / "config.json"
         if not path.is_file():
@@ -63,14 +64,17 @@ def train(arguments: list[str]) -> None:
                 f"{run} holds no run: it has no config.json; start one with  sdst train CONFIG --out {run}"
             )
         if finished(run):
+            forget_states(run)
             print(f"{run} has finished already; report: {write_run_report(run)}")  # noqa: T201
             return
         train_with_progress(parse_config(path.read_bytes(), path), run, resume=True)
         return
     name, rest = take_config_name(arguments, PROG)
     options = parse_options(NewRun, name, rest, PROG)
-    label = options.config.preset or "custom"
-    train_with_progress(options.config, options.out or Path(f"runs/{label}-{datetime.now():%Y%m%d-%H%M%S}"))
+    config, label = options.config, options.config.preset or "custom"
+    root = Path(config.data.root).resolve()  # so that it is resumed and evaluated from anywhere
+    config = replace(config, data=replace(config.data, root=str(root)))
+    train_with_progress(config, options.out or Path(f"runs/{label}-{datetime.now():%Y%m%d-%H%M%S}"))
 
 
 def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False) -> Checkpoint:
@@ -79,7 +83,7 @@ def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False)
         console = Console(stderr=True, quiet=not team.leads)
         if team.leads:
             prepare(config)
-        team.tell(None)
+        run = team.tell(run)  # one name for all processes
         train_split, val_split = (load_with_progress(config, split, console) for split in ("train", "val"))
         repairs = [f"{name}: {line}" for name, split in (("train", train_split), ("val", val_split))
                    for line in split.repairs.lines()]  # fmt: skip

@@ -75,7 +75,13 @@ class LossConfig:
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
+        """Raise InputError on a weight below 0 or a temperature that is not above it."""
         check_choices(self)
+        for name in ("highlight", "moment", "alignment", "focal", "l1", "iou", "actionness", "match_focal"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"loss.{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"loss.temperature: expected a positive number, got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise InputError on a value that no run can have, naming the field."""
         check_choices(self)
-        for name, least in (("epochs", 1), ("batch_size", 1), ("save_every_steps", 1), ("patience", 0), ("workers", 0)):
+        counts = {"epochs": 1, "batch_size": 1, "save_every_steps": 1, "warmup_steps": 0, "patience": 0, "workers": 0}
+        for name, least in (*counts.items(), ("seed", 0), ("offset_rate", 0), ("weight_decay", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sdst_runtime.dataset import Sample, pad_inputs
-from sdst_runtime.errors import InputError
+from sdst_runtime.errors import InputError, SdstError
 
 from .config import ModelConfig, TrainConfig
 from .distributed import Team
 from .losses import Targets
 
 POOL = 16  # batches that are sorted by length together, so that little is padding
+COMPILED_MULTIPLES = (16, 8)  # of clips and tokens: a compiled model is compiled again for every new shape
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Batch:
     targets: Targets
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return self._each(lambda x: x.to(device, non_blocking=True))
+        """The same on another device, features in float32."""
+        moved = self._each(lambda x: x.to(device, non_blocking=True))
+        return replace(
+            moved, inputs={name: x.float() if x.is_floating_point() else x for name, x in moved.inputs.items()}
+        )
 
     def pin_memory(self) -> Batch:
         """The same in pinned memory; the data loader calls this."""
@@ -73,10 +78,17 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> E
     return EpochPlan(shuffled, rng.random(len(lengths)))
 
 
-def collate(samples: Sequence[Sample], draws: Sequence[float], layers: int | None = None) -> Batch:
-    """Pad samples to a batch, with their last `layers`. A draw in 0..1 picks the positive clip among the relevant."""
+def collate(
+    samples: Sequence[Sample], draws: Sequence[float], layers: int | None = None, multiples: tuple[int, int] = (1, 1)
+) -> Batch:
+    """Pad samples to a batch, with their last `layers`, clips and tokens up to `multiples`.
+
+    Features stay float16 where all are stored so: half the bytes on the way to a GPU. A draw in 0..1 picks the positive
+    clip among the relevant ones.
+    """
     B = len(samples)
-    arrays = pad_inputs([s.video for s in samples], [s.text for s in samples], layers)
+    videos, texts = [s.video for s in samples], [s.text for s in samples]
+    arrays = pad_inputs(videos, texts, layers, multiples=multiples, keep_half=True)
     W = max(len(s.windows) for s in samples)
     windows, window_mask = np.zeros((B, W, 2), np.float32), np.zeros((B, W), bool)
     saliency, positive = np.zeros(arrays["video_mask"].shape, np.float32), np.zeros(B, np.int64)
@@ -101,7 +113,7 @@ def needed_layers(model: ModelConfig) -> int:
     return 1 if model.feature_mode == "last_repeat" else model.layers
 
 
-class RunBatches(Dataset[Batch]):
+class RunBatches(Dataset[Any]):
     """All batches of a run by step, from 0; in a team each process holds its part of them."""
 
     def __init__(self, samples: Sequence[Sample], config: TrainConfig, team: Team) -> None:
@@ -116,26 +128,34 @@ class RunBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.per_epoch * self.config.epochs
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | SdstError:
         epoch, position = divmod(step, self.per_epoch)
         if self._plan is None or self._plan[0] != epoch:
             plan = plan_epoch(self.lengths, self.config.batch_size, self.config.seed, epoch)
             self._plan = (epoch, plan)
         plan = self._plan[1]
         mine = plan.batches[position][self.team.rank :: self.team.world]
-        return collate([self.samples[i] for i in mine], plan.draws[mine].tolist(), needed_layers(self.config.model))
+        multiples = COMPILED_MULTIPLES if self.config.compile else (1, 1)
+        layers = needed_layers(self.config.model)
+        try:
+            return collate([self.samples[i] for i in mine], plan.draws[mine].tolist(), layers, multiples)
+        except SdstError as error:  # raised by `load_batches`: the loader would wrap it in a worker's traceback
+            return error
 
 
 def load_batches(batches: RunBatches, first_step: int) -> Iterator[Batch]:
-    """Batches from `first_step` to the end of the run, read ahead by the config's workers."""
-    workers = batches.config.workers
-    return iter(
-        DataLoader(
-            batches,
-            sampler=range(first_step, len(batches)),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=batches.team.device.type == "cuda",
-        )
+    """Batches from `first_step` to the end of the run, two read ahead by each of the config's workers.
+
+    Raises what reading features raises.
+    """
+    loader = DataLoader(
+        batches,
+        sampler=range(first_step, len(batches)),
+        batch_size=None,
+        num_workers=batches.config.workers,
+        pin_memory=batches.team.device.type == "cuda",
     )
+    for batch in loader:
+        if isinstance(batch, SdstError):
+            raise batch
+        yield batch

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -82,11 +83,11 @@ def join_team(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Team]:
     if world == 1:
         yield Team(device=place)
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield Team(dist.get_rank(), world, place)
-    finally:
-        dist.destroy_process_group()
+    # The others wait while the leader validates. After an error nothing is taken down, which could hang: torchrun ends
+    # the others when this process is gone.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=2))
+    yield Team(dist.get_rank(), world, place)
+    dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):

@@ -6,6 +6,7 @@ Random numbers of a step depend on (seed, step, rank) alone, so a run that resum
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,8 +47,12 @@ class Learner:
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(team.device.type, enabled=config.precision == "fp16")
         if config.compile:
-            self.model.compile(dynamic=True)
-        self._forward: nn.Module = DistributedDataParallel(self.model) if team.world > 1 else self.model
+            self.model.compile(dynamic=False)  # batches come in few shapes then, see data.COMPILED_MULTIPLES
+        self._forward: nn.Module = self.model
+        if team.world > 1:
+            # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step, which would add
+            # up gradients in another order in a run that was resumed.
+            self._forward = DistributedDataParallel(self.model, find_unused_parameters=True)
 
     @property
     def averaged(self) -> SDST:
@@ -69,7 +74,7 @@ class Learner:
         if not math.isfinite(told["loss"]):
             raise InputError(
                 f"step {step}: the loss is {told['loss']}: lower learning_rate, now {self.config.learning_rate}, "
-                "or look for broken features with  sdst data check"
+                "or look for broken features"
             )
         self._descend(losses["loss"], step)
         return told
@@ -112,7 +117,7 @@ def resolve_precision(config: TrainConfig, team: Team) -> TrainConfig:
     """`auto` becomes bf16 on a GPU that has it, else fp32."""
     if config.precision != "auto":
         return config
-    on_gpu = team.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    on_gpu = team.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return replace(config, precision="bf16" if on_gpu else "fp32")
 
 
@@ -121,6 +126,7 @@ def reproducible(wanted: bool) -> Iterator[None]:
     """Only kernels that give the same bits each time, within the block; torch raises where there is none."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on a GPU
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:

@@ -11,7 +11,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class RunState:
 def save_state(run: Path, state: RunState) -> None:
     """Write atomically, then forget all but the newest ones."""
     buffer = io.BytesIO()
-    torch.save(asdict(state), buffer)
+    torch.save(vars(state), buffer)
     data = buffer.getvalue()
     name = f"step-{state.step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
     write_bytes(run / "state" / name, data)

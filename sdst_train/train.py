@@ -29,11 +29,11 @@ from sdst_runtime.data_config import DataConfig
 from sdst_runtime.dataset import Sample
 from sdst_runtime.decode import predict
 from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.evaluation import score
+from sdst_runtime.evaluation import metric_names, score
 from sdst_runtime.files import only_process, remove, write_json
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .config import TrainConfig, parse_config
+from .config import TrainConfig
 from .data import RunBatches, load_batches, needed_layers
 from .distributed import ALONE, Team
 from .learner import Learner, rate_factor, reproducible, resolve_precision
@@ -42,6 +42,9 @@ from .model import SDST
 from .run_facts import start_facts
 from .session import TorchSession
 from .state import RunState, forget_states, load_state, save_state
+
+# Fields that a resumed run may change; the annotations themselves are compared by their content.
+FREE_TO_CHANGE = ("preset", "device", "compile", "deterministic", "workers", "save_every_steps", "data")
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def train(
     """
     config = resolve(config, train_samples, val_samples, spec, team)
     with only_process(run / ".lock") if team.leads else nullcontext(), reproducible(config.deterministic):
-        _claim(run, config, team, resume)
+        _claim(run, team, resume)
         trainer = _Trainer(config, train_samples, val_samples, spec, run, team, on_step)
         trainer.start(resume, repairs, say)
         trainer.work()
@@ -117,15 +120,6 @@ def resolve(
     return resolve_precision(config, team)
 
 
-def metric_names(samples: Sequence[Sample], data: DataConfig) -> list[str]:
-    """Names of the validation metrics that these samples allow: those of a prediction that is the truth."""
-    sample = samples[0]
-    windows = [[start, end, 1.0] for start, end in sample.row["relevant_windows"]]
-    truth = {"qid": sample.row["qid"], "pred_relevant_windows": windows}
-    truth["pred_saliency_scores"] = sample.saliency.tolist()
-    return list(score([truth], [sample], data)["brief"])
-
-
 def validate(model: SDST, samples: Sequence[Sample], data: DataConfig) -> dict[str, float]:
     """The "brief" metrics in percent, in float32 whatever the training's precision."""
     return score(_predict(model, samples, data), samples, data)["brief"]
@@ -151,6 +145,7 @@ class _Trainer:
         self.config, self.train_samples, self.val_samples = config, train_samples, val_samples
         self.spec, self.run, self.team, self.on_step = spec, run, team, on_step
         self.batches = RunBatches(train_samples, config, team)
+        self.samples_digest = digest_rows((*train_samples, *val_samples))
         self.learner = Learner(config, len(self.batches), team)
         self.best, self.done = Best(), 0
         self.seconds, self.started = 0.0, time.perf_counter()  # worked before this start, and since when
@@ -167,7 +162,7 @@ class _Trainer:
             return
         for path in (*self.run.glob(".*.tmp"), *self.run.glob("state/.*.tmp")):  # of a process that was killed
             remove(path)
-        if not resume:
+        if state is None:
             facts = start_facts(self.learner.model, self.team, self.train_samples, self.val_samples)
             write_json(self.run / "run.json", {**facts, "repairs": list(repairs), "finished": None})
             write_json(self.run / "config.json", asdict(self.config))  # last: with it the folder holds a run
@@ -194,7 +189,7 @@ class _Trainer:
             self.log.close()
         if self.team.leads:
             best = load_checkpoint(self.run / "best.safetensors")
-            rows = _predict(best.model, self.val_samples, self.config.data)
+            rows = _predict(best.model.to(self.team.device), self.val_samples, self.config.data)
             write_json(self.run / "val_metrics.json", score(rows, self.val_samples, self.config.data))
             reason = "early stop" if self.done < len(self.batches) else "all epochs"
             self._note_end({"reason": reason, "best_epoch": self.best.epoch, "seconds": round(self._worked(), 1)})
@@ -208,7 +203,7 @@ class _Trainer:
         return -(-self.done // self.batches.per_epoch)
 
     def _stopped(self) -> bool:
-        waited = self._epoch - self.best.epoch
+        waited = self.done // self.batches.per_epoch - self.best.epoch  # whole epochs
         return self.done >= len(self.batches) or waited >= (self.config.patience or math.inf)
 
     def _log_step(self, losses: dict[str, float]) -> None:
@@ -253,25 +248,29 @@ class _Trainer:
                 best_epoch=self.best.epoch,
                 seconds=self._worked(),
                 config=json.dumps(asdict(self.config)),
-                samples=self._samples_digest(),
+                samples=self.samples_digest,
                 machine=self._machine(),
                 **self.learner.state(),
             )
             save_state(self.run, state)
 
     def _restore(self, state: RunState, say: Callable[[str], None]) -> None:
-        if state.samples != self._samples_digest():
-            raise InputError(f"{self.run}: the training annotations are not those the run began with; start a new run")
+        if state.samples != self.samples_digest:
+            raise InputError(f"{self.run}: the annotations are not those the run began with; start a new run")
+        _require_same(json.loads(state.config), asdict(self.config), self.run)
         if state.machine != self._machine():
             say(f"the run began on {state.machine}, this is {self._machine()}: losses may differ in their last digits")
         parts = {"model": state.model, "averaged": state.averaged}
         self.learner.load({**parts, "optimizer": state.optimizer, "scaler": state.scaler}, f"{self.run}/state")
         self.best, self.done, self.seconds = Best(state.best, state.best_epoch), state.step, state.seconds
+        if self.team.leads and (self.run / "best.safetensors").is_file():
+            self._trust(load_checkpoint(self.run / "best.safetensors"))
         say(f"resuming after step {state.step} of {len(self.batches)}")
 
-    def _samples_digest(self) -> str:
-        qids = json.dumps([sample.row["qid"] for sample in self.train_samples])
-        return hashlib.sha256(qids.encode()).hexdigest()
+    def _trust(self, stored: Checkpoint) -> None:
+        """The file may be of an epoch after the state, written just before the kill: then it is the best one."""
+        if stored.epoch > self.best.epoch:
+            self.best = Best(stored.metrics[self.config.select_by], stored.epoch)
 
     def _machine(self) -> str:
         device = self.team.device
@@ -291,19 +290,35 @@ def finished(run: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8"))["finished"] if path.is_file() else None
 
 
-def _claim(run: Path, config: TrainConfig, team: Team, resume: bool) -> None:
-    """A new run needs an unused folder; a resumed one must be unfinished and have the same model."""
+def _claim(run: Path, team: Team, resume: bool) -> None:
+    """A new run needs an unused folder; a resumed one must be unfinished."""
     path = run / "config.json"
     found = team.tell((path.is_file(), finished(run)) if team.leads else None)
     if not resume and found[0]:
         raise InputError(f"{run} holds a run already: go on with  sdst train --resume {run}  or choose another --out")
     if resume and found[1]:
         raise InputError(f"{run} has finished ({found[1]['reason']}): there is nothing to resume; start a new run")
-    if resume and found[0]:
-        stored = asdict(parse_config(path.read_bytes(), path).model)
-        for name, value in asdict(config.model).items():
-            if stored[name] != value:
-                raise ContractError(
-                    f"{run}: resumed with model.{name} = {value!r}, its config.json says {stored[name]!r}; "
-                    "resume with that"
-                )
+
+
+def digest_rows(samples: Sequence[Sample]) -> str:
+    """SHA-256 of annotations, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps(sample.row).encode())
+    return digest.hexdigest()
+
+
+def _require_same(stored: dict[str, Any], given: dict[str, Any], run: Path) -> None:
+    """Raise ContractError when a field that shapes the run has changed since the state was written."""
+    for name, value in _fields(given).items():
+        if _fields(stored).get(name) != value:
+            raise ContractError(
+                f"{run}: it began with {name} = {_fields(stored).get(name)!r}, not {value!r}; set it back"
+            )
+
+
+def _fields(config: dict[str, Any]) -> dict[str, Any]:
+    """Names with dots to values, in JSON's types, without those that change neither batches nor arithmetic."""
+    flat = {name: value for name, value in config.items() if name not in ("model", "loss", *FREE_TO_CHANGE)}
+    parts = {f"{part}.{name}": value for part in ("model", "loss") for name, value in config[part].items()}
+    return flat | parts

@@ -56,6 +56,10 @@ def test_a_partial_config_keeps_the_defaults(tmp_path):
         ('{"patience": -1}', "its config does not fit: patience: expected at least 0, got -1"),
         ('{"ema_decay": 1.0}', "ema_decay: expected 0 <= decay < 1, got 1.0"),
         ('{"data": {"clip_s": 0}}', "data.clip_s: expected a positive number"),
+        ('{"seed": -1}', "seed: expected at least 0, got -1"),
+        ('{"weight_decay": -0.1}', "weight_decay: expected at least 0, got -0.1"),
+        ('{"loss": {"temperature": 0}}', "loss.temperature: expected a positive number, got 0"),
+        ('{"loss": {"l1": -1}}', "loss.l1: expected 0 or more, got -1"),
         ("{", "Invalid JSON"),
     ],
 )
@@ -94,6 +98,7 @@ def test_any_field_is_an_option():
     [
         (["train"], "error: expected sdst train CONFIG ... where CONFIG is one of qvhighlights"),
         (["train", "qvhighlight"], "did you mean qvhighlights?"),
+        (["train", "--resume=nowhere"], "error: nowhere holds no run: it has no config.json"),
         (["train", "--resume", "nowhere"], "error: nowhere holds no run: it has no config.json"),
         (["train", "qvhighlights", "--data.root", "nowhere"], "nowhere"),
         (["data", "check"], "error: expected sdst data check CONFIG"),

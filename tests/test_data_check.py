@@ -87,3 +87,20 @@ def test_check_of_a_config_file(data, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("all is well\n")
     with pytest.raises(InputError, match=r"problems in the data under elsewhere"):
         check([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (make_row(qid=9, relevant_windows=[[4, 4]]), "qid 9"),
+        (make_row(qid=9, relevant_clip_ids=[99], saliency_scores=[[1, 2, 3]]), "qid 9"),
+    ],
+)
+def test_what_metrics_refuse_is_a_problem_of_validation_alone(data, capsys, row, message):
+    """An empty window or a scored clip outside the video is mended in training, and cannot be scored."""
+    annotate(data, row)
+    check_data(data)
+    write_jsonl(Path(data.root) / "val.jsonl", [row])
+    with pytest.raises(InputError, match="1 problem in the data"):
+        check_data(data)
+    assert re.search(rf"^val: .*{message}", capsys.readouterr().out, re.MULTILINE)

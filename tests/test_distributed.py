@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -41,6 +44,28 @@ def test_two_processes_equal_one(tmp_path):
             continue
         np.testing.assert_allclose(second.state_dict()[name], weight, atol=2e-5, err_msg=name)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["world_size"] == 2
+
+
+def test_two_processes_resume_bit_by_bit(tmp_path):
+    """Killed with all its processes, and gone on with: dropout and the order of sums are those of the whole run."""
+    data = write_dataset(tmp_path / "data", make_samples(24), make_samples(4, seed=1))
+    file = str(
+        write_config(tmp_path / "config.json", dataclasses.replace(TINY, epochs=4, save_every_steps=3, data=data))
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run([*TORCHRUN, *TRAIN, file, "--out", str(whole)])
+    process = subprocess.Popen(
+        [*TORCHRUN, *TRAIN, file, "--out", str(stopped)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not ((stopped / "steps.jsonl").is_file() and '{"step": 8, ' in (stopped / "steps.jsonl").read_text()):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run([*TORCHRUN, *TRAIN, "--resume", str(stopped)])
+    assert (whole / "steps.jsonl").read_text() == (stopped / "steps.jsonl").read_text()
+    assert (whole / "last.safetensors").read_bytes() == (stopped / "last.safetensors").read_bytes()
 
 
 def run(command: list[str]) -> None:

@@ -9,11 +9,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tiny_world import CONFIG, MODEL, TINY, make_samples, sample_of
+from tiny_world import CONFIG, MODEL, TINY, make_samples, sample_of, write_dataset
 
+from sdst_runtime.dataset import load_split
 from sdst_runtime.errors import InputError
+from sdst_runtime.features import video_feature_path
 from sdst_train.config import ModelConfig, TrainConfig
-from sdst_train.data import RunBatches, collate, load_batches, needed_layers, plan_epoch
+from sdst_train.data import COMPILED_MULTIPLES, RunBatches, collate, load_batches, needed_layers, plan_epoch
 from sdst_train.distributed import Team
 from sdst_train.learner import Learner, ema_decay, make_optimizer, rate_factor, resolve_precision, step_seed
 from sdst_train.model import SDST
@@ -151,12 +153,23 @@ def test_a_step_draws_from_its_own_seed():
 
 
 def test_compiled_is_the_same_model(monkeypatch):
-    """The option compiles the model that trains; its weights keep their names, the averaged copy is left alone."""
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
-    learner = Learner(dataclasses.replace(FP32, compile=True), 4)
-    assert compiled == [(learner.model, {"dynamic": True})]
-    assert list(learner.model.state_dict()) == list(SDST(TINY.model).state_dict())
+    """Traced as one graph without breaks; the backend here is torch's own operators, so that no C++ is compiled."""
+    compile_module, compiled = torch.nn.Module.compile, []
+
+    def compile_quickly(module: torch.nn.Module, **options) -> None:
+        compiled.append(module)
+        compile_module(module, **options, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    config = dataclasses.replace(FP32, model=dataclasses.replace(TINY.model, input_dropout=0.0, drop_path=0.0))
+    plain, traced = Learner(config, 4), Learner(dataclasses.replace(config, compile=True), 4)
+    assert compiled == [traced.model]
+    assert list(traced.model.state_dict()) == list(SDST(TINY.model).state_dict())
+    padded = collate(make_samples(4), [0.5] * 4, multiples=COMPILED_MULTIPLES)
+    assert padded.inputs["video"].shape[1] == 16
+    assert padded.inputs["text"].shape[2] == 8
+    for step in (1, 2):
+        assert traced.update(padded, step) == pytest.approx(plain.update(batch_of(4), step), rel=1e-4)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -228,6 +241,31 @@ def test_a_team_shares_each_batch():
         parts = [batches[step].inputs["text"] for batches in team]
         assert sorted(row.sum().item() for row in whole) == sorted(row.sum().item() for part in parts for row in part)
         assert {len(part) for part in parts} <= {1, 2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_feature_file_is_named(tmp_path, workers):
+    """With the line that reading it raises, whichever process reads it."""
+    data = write_dataset(tmp_path, make_samples(6), make_samples(1))
+    samples = load_split(data, "train").samples
+    path = video_feature_path(tmp_path / "features", "v3")
+    path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")  # NaN
+    batches = RunBatches(samples, dataclasses.replace(TINY, workers=workers), Team())
+    with pytest.raises(InputError, match=r"v3\.safetensors: contains NaN or infinity; extract it again$"):
+        list(load_batches(batches, 0))
+
+
+def test_half_features_travel_as_half():
+    halves = [
+        dataclasses.replace(s, video=s.video.astype(np.float16), text=s.text.astype(np.float16))
+        for s in make_samples(3)
+    ]
+    batch = collate(halves, [0.5] * 3)
+    assert batch.inputs["video"].dtype == batch.inputs["text"].dtype == torch.float16
+    moved = batch.to(torch.device("cpu"))
+    assert moved.inputs["video"].dtype == torch.float32
+    assert torch.equal(moved.inputs["video"], batch.inputs["video"].float())
+    assert moved.inputs["video_mask"].dtype == torch.bool
 
 
 def test_too_many_processes_for_the_batch():

@@ -154,7 +154,7 @@ def test_selects_by_another_metric(tmp_path, monkeypatch):
 
 def test_same_seed_same_bits_other_seed_other_bits(tmp_path):
     def losses(name: str, seed: int) -> tuple[list[dict], dict[str, torch.Tensor]]:
-        torch.manual_seed(int.from_bytes(name.encode()))  # whatever came before must not matter
+        torch.manual_seed(int.from_bytes(name.encode(), "big"))  # whatever came before must not matter
         steps: list[Progress] = []
         config, samples = dataclasses.replace(TINY, seed=seed), make_samples(10)
         train(config, samples, samples[:2], SPEC, tmp_path / name, on_step=steps.append)

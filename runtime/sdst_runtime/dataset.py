@@ -131,23 +131,34 @@ def make_sample(row: Row, video: Array, text: Array, clip_s: float) -> Sample:
     return _mend_sample(row, video, text, clip_s)[0]
 
 
-def pad_inputs(videos: Sequence[Array], texts: Sequence[Array], layers: int | None = None) -> dict[str, np.ndarray]:
+def pad_inputs(
+    videos: Sequence[Array],
+    texts: Sequence[Array],
+    layers: int | None = None,
+    *,
+    multiples: tuple[int, int] = (1, 1),
+    keep_half: bool = False,
+) -> dict[str, np.ndarray]:
     """The head's inputs from one video (T K V) and one sentence (K L X) a row; of the layers the last `layers`.
 
-    Returns video B T K V float32, video_mask B T bool, text B K L X float32, text_mask B L bool; padding is zero.
+    Returns video B T K V float32, video_mask B T bool, text B K L X float32, text_mask B L bool; padding is zero. T and
+    L are rounded up to `multiples`. With `keep_half` features that are all float16 stay so.
     Raises InputError when fewer layers are there, and what reading a StoredArray raises.
     """
     stored = videos[0].shape[1]
     K = stored if layers is None else layers
     if not 1 <= K <= stored:
         raise InputError(f"layers: expected 1 to {stored}, as many as the features hold, got {layers}")
+    video_parts, text_parts = [v[:, -K:] for v in videos], [t[-K:] for t in texts]
+    dtype = np.result_type(*video_parts, *text_parts) if keep_half else np.float32
     B, T, L = len(videos), max(len(v) for v in videos), max(t.shape[1] for t in texts)
-    video = np.zeros((B, T, K, videos[0].shape[2]), np.float32)
-    text = np.zeros((B, K, L, texts[0].shape[2]), np.float32)
+    T, L = (-(-n // multiple) * multiple for n, multiple in zip((T, L), multiples))
+    video = np.zeros((B, T, K, videos[0].shape[2]), dtype)
+    text = np.zeros((B, K, L, texts[0].shape[2]), dtype)
     video_mask, text_mask = np.zeros((B, T), bool), np.zeros((B, L), bool)
-    for i, (v, t) in enumerate(zip(videos, texts, strict=True)):
-        video[i, : len(v)], video_mask[i, : len(v)] = v[:, -K:], True
-        text[i, :, : t.shape[1]], text_mask[i, : t.shape[1]] = t[-K:], True
+    for i, (v, t) in enumerate(zip(video_parts, text_parts, strict=True)):
+        video[i, : len(v)], video_mask[i, : len(v)] = v, True
+        text[i, :, : t.shape[1]], text_mask[i, : t.shape[1]] = t, True
     return {"video": video, "video_mask": video_mask, "text": text, "text_mask": text_mask}
 
 

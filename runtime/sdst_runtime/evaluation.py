@@ -25,3 +25,19 @@ def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, r
     if data.metrics == "moments":
         return {"brief": moment_metrics(rows, truth, rounded=rounded)}
     return evaluate(rows, truth, clip_s=data.clip_s, rounded=rounded)
+
+
+def metric_names(samples: Sequence[Sample], data: DataConfig) -> list[str]:
+    """Names of the "brief" metrics that a split allows: those that a prediction of the truth itself gets.
+
+    Raises InputError naming the qid whose annotation cannot be scored, as one with an empty window.
+    """
+    truth = [
+        {
+            "qid": sample.row["qid"],
+            "pred_relevant_windows": [[start, end, 1.0] for start, end in sample.row["relevant_windows"]],
+            "pred_saliency_scores": sample.saliency.tolist(),
+        }
+        for sample in samples
+    ]
+    return [name for name, value in score(truth, samples, data)["brief"].items() if value is not None]
