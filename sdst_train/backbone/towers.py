@@ -25,14 +25,16 @@ from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError, first_fault
-from sdst_runtime.files import sha256_file, write_bytes
+from sdst_runtime.files import atomic_path, sha256_file
 from sdst_runtime.text import Tokenizer
 
+from .tensors import first_ten, tensor_faults
 from .text import TextConfig, TextEncoder
 from .vision import POOLS, Pool, VisionConfig, VisionEncoder
 
 METADATA_KEY = "sdst_backbone"
 FORMAT = 1
+DTYPES = (torch.float16, torch.float32)  # that a file may hold
 DERIVED = ("backbone_sha256", "video_width", "text_width")  # FeatureSpec fields that follow from the file itself
 Config = TypeVar("Config", VisionConfig, TextConfig)
 
@@ -133,15 +135,13 @@ def save_backbone(
     the same bytes. Raises ContractError when the spec does not fit the encoders or a weight does not fit `dtype`, and
     InputError when the path cannot be written.
     """
-    from safetensors.torch import save
-
-    if dtype not in (torch.float16, torch.float32):
+    if dtype not in DTYPES:
         raise InputError(f"dtype: a backbone is stored as torch.float16 or torch.float32, got {dtype}")
     spec = Backbone.assemble(vision, text, spec, tokenizer_json).spec
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in _named_tensors(vision, text)}
     broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
     if broken:
-        raise ContractError(f"cannot store as {dtype}: {_first_ten(broken, 'tensors')} would hold NaN or infinity")
+        raise ContractError(f"cannot store as {dtype}: {first_ten(broken, 'tensors')} would hold NaN or infinity")
     header = {
         "format": FORMAT,
         "vision": dataclasses.asdict(vision.config),
@@ -149,7 +149,7 @@ def save_backbone(
         "features": {k: v for k, v in dataclasses.asdict(spec).items() if k not in DERIVED},
         "tokenizer": tokenizer_json,
     }
-    write_bytes(path, save(tensors, {METADATA_KEY: json.dumps(header)}))
+    _write_tensors(path, tensors, header)
     return dataclasses.replace(spec, backbone_sha256=sha256_file(path))
 
 
@@ -211,6 +211,21 @@ def _named_tensors(vision: VisionEncoder, text: TextEncoder) -> Iterable[tuple[s
             yield prefix + name, tensor
 
 
+def _write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """From the tensors' own memory to the disk: a copy of a large model as bytes is never made."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the user's umask; save_file makes a file for its owner alone
+        try:
+            save_file(tensors, temporary, {METADATA_KEY: json.dumps(header)})
+            temporary.chmod(mode)
+        except SafetensorError as error:
+            raise InputError(f"cannot write {path}: {error}; choose another place or free it") from error
+
+
 def _parse_header(text: str | None, path: Path) -> dict[str, Any]:
     if text is None:
         raise ContractError(f"{path}: expected a backbone file, got safetensors without metadata {METADATA_KEY!r}")
@@ -253,25 +268,8 @@ def _parse_features(
 
 def _require_tensors(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Raise ContractError unless `found` has exactly the names and shapes of `wanted`, as fp16 or fp32."""
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in wanted]
-    for name in wanted:
-        if name not in found:
-            continue
-        want, got = tuple(wanted[name].shape), tuple(found[name].shape)
-        if want != got:
-            problems.append(f"{name} expected shape {want}, got {got}")
-        elif found[name].dtype not in (torch.float16, torch.float32):
-            problems.append(f"{name} expected float16 or float32, got {found[name].dtype}")
-    if problems:
-        raise ContractError(
-            f"{path}: tensors do not fit the file's own configuration: {_first_ten(problems, 'faults')}"
-        )
-
-
-def _first_ten(items: list[str], what: str) -> str:
-    listed = "; ".join(items[:10])
-    return listed if len(items) <= 10 else f"{listed}; ... ({len(items)} {what} in all)"
+    if faults := tensor_faults(wanted, found, DTYPES):
+        raise ContractError(f"{path}: tensors do not fit the file's own configuration: {first_ten(faults, 'faults')}")
 
 
 def _require_equal(field: str, spec_value: int, encoder_value: int) -> None:

@@ -1,0 +1,48 @@
+"""The tokenizer of a released text encoder, from either of the files that BERT comes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdst_runtime.errors import ContractError, InputError, require_package
+
+
+def read_bert_tokenizer(path: Path, entries: int) -> str:
+    """The text of a tokenizer.json, read from one or made from a vocab.txt (lower case, one entry a line).
+
+    Raises InputError for a file that cannot be read, ContractError unless it has `entries` entries, writes words in
+    lower case and puts [CLS] and [SEP] around a sentence.
+    """
+    path = Path(path)
+    text = _from_vocabulary(path) if path.suffix == ".txt" else _read_text(path)
+    tokenizers = require_package("tokenizers", "")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the Rust library raises no narrower type
+        raise InputError(f"{path}: expected a tokenizer.json or a vocab.txt ({error}); download it again") from error
+    if (got := tokenizer.get_vocab_size()) != entries:
+        raise ContractError(f"{path}: expected a tokenizer of {entries} entries, got {got}; use the text encoder's own")
+    upper, lower = tokenizer.encode("A"), tokenizer.encode("a")
+    if upper.ids != lower.ids or (lower.tokens[:1], lower.tokens[-1:]) != (["[CLS]"], ["[SEP]"]):
+        raise ContractError(
+            f"{path}: expected lower case between [CLS] and [SEP], got {' '.join(upper.tokens)!r} for 'A';"
+            " use the uncased tokenizer of the text encoder"
+        )
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _from_vocabulary(path: Path) -> str:
+    tokenizers = require_package("tokenizers", "")
+    words = _read_text(path).removesuffix("\n").split("\n")  # splitlines() would break at characters that are entries
+    missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word not in words]
+    if missing:
+        raise InputError(f"{path}: expected a vocab.txt of BERT, got one without {', '.join(missing)}")
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=True).to_str()
