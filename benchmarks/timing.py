@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from sdst_runtime.files import write_json
 from sdst_runtime.machine import machine_facts
+
+if TYPE_CHECKING:
+    import torch
 
 
 def interleave(
@@ -33,6 +36,20 @@ def interleave(
             run()
             samples[name].append(time.perf_counter() - start)
     return samples
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Flops a second of a large square product, the best of ten."""
+    import torch
+
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
 
 
 def report(

@@ -7,14 +7,13 @@ matrix product needs for the step's multiplications (forward, and twice that bac
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
-from timing import interleave, report
+from timing import interleave, matmul_rate, report
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdst_runtime.dataset import make_sample
@@ -51,7 +50,7 @@ def main(seconds: float = 60.0, compile: Flag = False, bf16: Flag = False, outpu
             return lambda: (learner.update(moved, 600), done())
 
         flops = step_flops(Learner(base, 10_000, team), moved)
-        rate = matmul_rate(team.device)
+        rate = matmul_rate(team.device, torch.float32)
         samples = interleave({name: variant(learner) for name, learner in learners.items()}, seconds=seconds)
     title = (
         f"train step, B {B} T {T} L {L} K {K}, {flops / 1e9:.0f} GFLOP, matrix product here {rate / 1e9:.0f} GFLOP/s"
@@ -82,18 +81,6 @@ def step_flops(learner: Learner, batch: Batch) -> int:
     with FlopCounterMode(display=False) as counter:
         learner.update(batch, 1)
     return counter.get_total_flops()
-
-
-def matmul_rate(device: torch.device) -> float:
-    """Flops a second of a large float32 product, the best of ten."""
-    n = 2048
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        (a @ b).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
 
 
 if __name__ == "__main__":

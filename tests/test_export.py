@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sdst_calib.parity import max_abs_error
-from sdst_export.graph import ExportError, rdsa_nodes
+from sdst_export.errors import ExportError
+from sdst_export.graph import rdsa_nodes
 from sdst_export.head import export_head, require_rdsa
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
@@ -43,7 +44,7 @@ def head(exported) -> onnx.ModelProto:
 
 
 def test_one_rdsa_node_a_step_at_top_level(head):
-    nodes = rdsa_nodes(head)
+    nodes = rdsa_nodes(head.graph.node)
     assert len(nodes) == 2
     for node in nodes:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -68,7 +69,7 @@ def test_rdsa_input_types_are_the_ops(head):
     types = {v.name: v.type.tensor_type.elem_type for v in (*head.graph.value_info, *head.graph.input)}
     types |= {i.name: i.data_type for i in head.graph.initializer}
     float32, int32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
-    for node in rdsa_nodes(head):
+    for node in rdsa_nodes(head.graph.node):
         assert [types[name] for name in node.input] == [float32, float32, float32, int32]
 
 
@@ -131,16 +132,16 @@ def test_other_attentions_export_without_rdsa(exported, attention):
     config = TrainConfig(model=replace(trained.config.model, attention=attention, layers=1))
     torch.manual_seed(1)
     checkpoint = Checkpoint(SDST(config.model).eval(), config, trained.spec, 1, {})
-    assert rdsa_nodes(export_head(checkpoint)) == []
+    assert rdsa_nodes(export_head(checkpoint).graph) == []
 
 
 def test_a_graph_that_lost_a_node_is_refused(head):
-    require_rdsa(head, 2)
+    require_rdsa(head.graph.node, 2)
     broken = onnx.ModelProto()
     broken.CopyFrom(head)
-    rdsa_nodes(broken)[0].domain = "other"
+    rdsa_nodes(broken.graph.node)[0].domain = "other"
     with pytest.raises(ExportError, match="expected 2 sdst::RDSA nodes, one a step, the graph has 1"):
-        require_rdsa(broken, 2)
+        require_rdsa(broken.graph.node, 2)
 
 
 def test_session_names_what_is_wrong_with_its_inputs(exported):

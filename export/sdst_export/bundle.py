@@ -13,17 +13,22 @@ from sdst_train.checkpoint import Checkpoint
 
 from .graph import save_model
 from .head import export_head
-from .towers import export_text, export_vision
+from .towers import Precision, export_text, export_vision
 
 
 def export_bundle(
-    checkpoint: Checkpoint, backbone: Backbone, out: Path, say: Callable[[str], None] = lambda line: None
+    checkpoint: Checkpoint,
+    backbone: Backbone,
+    out: Path,
+    say: Callable[[str], None] = lambda line: None,
+    precision: Precision = "fp32",
 ) -> Bundle:
     """Write vision.onnx, text.onnx, head.onnx, tokenizer.json and, last, bundle.json into `out`.
 
+    `precision` is the towers'; the head is float32. Weights too large for an ONNX file go into a .data file beside it.
     An older bundle there is replaced once all exports have succeeded; while files change the directory has no
-    bundle.json and is no bundle. Raises ContractError
-    when the checkpoint was trained on features of another backbone, InputError when `out` cannot be written.
+    bundle.json and is no bundle. Raises ContractError when the checkpoint was trained on features of
+    another backbone, ExportError when a weight exceeds float16, InputError when `out` cannot be written.
     """
     backbone.spec.require(
         checkpoint.spec,
@@ -35,8 +40,8 @@ def export_bundle(
     out = Path(out)
     make_directory(out)
     exports = {
-        "vision": lambda: export_vision(backbone),
-        "text": lambda: export_text(backbone),
+        "vision": lambda: export_vision(backbone, precision),
+        "text": lambda: export_text(backbone, precision),
         "head": lambda: export_head(checkpoint),
     }
     graphs = {}

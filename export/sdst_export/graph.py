@@ -1,4 +1,7 @@
-"""From a torch module to a checked ONNX file: one path for the head and both towers."""
+"""From a torch module to a checked ONNX file: one path for the head and both towers.
+
+A graph stays in onnxscript's form until it is a file: a protobuf message with the weights inside ends at 2 GB.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,24 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import torch
+from onnxscript import ir
 from torch import Tensor, nn
 
-from sdst_runtime.errors import SdstError
-from sdst_runtime.files import write_bytes
+from sdst_runtime.bundle import DATA_SUFFIX
+from sdst_runtime.files import atomic_files, remove
 
+from .attention import TRANSLATIONS
+from .errors import ExportError
 from .rdsa_op import DOMAIN, NAME, OPSET, add_function
 
-
-class ExportError(SdstError):
-    """The exported graph is not what was asked for."""
+INLINE_LIMIT = 2_000_000_000  # bytes of weights; a protobuf message must stay below 2^31
+Node = TypeVar("Node", ir.Node, onnx.NodeProto)
 
 
 def export_module(
@@ -30,11 +35,11 @@ def export_module(
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
     metadata: Mapping[str, str],
-) -> onnx.ModelProto:
+) -> ir.Model:
     """Trace `module(*inputs)` to ONNX, opset 20, all functions inlined except sdst::RDSA, which gets its body.
 
-    `dynamic` names the free axes of each input; inputs without an entry are fixed. Raises ExportError when the
-    checker refuses the result.
+    `dynamic` names the free axes of each input; inputs without an entry are fixed. Raises ExportError when an axis that
+    was to stay free was fixed by the tracer.
     """
     dims = {name: torch.export.Dim.DYNAMIC for axes in dynamic.values() for name in axes.values()}
     shapes = tuple({axis: dims[name] for axis, name in dynamic.get(i, {}).items()} for i in inputs)
@@ -46,62 +51,82 @@ def export_module(
             output_names=list(outputs),
             dynamic_shapes=shapes,
             opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
             dynamo=True,
-            external_data=False,
             optimize=True,
         )
-    model: onnx.ModelProto = program.model_proto
-    for step, node in enumerate(rdsa_nodes(model), 1):
+    model: ir.Model = program.model
+    steps = rdsa_nodes(model.graph)
+    for step, node in enumerate(steps, 1):
         node.name = f"{DOMAIN}::{NAME}.step{step}"  # what Polygraphy and TensorRT's inspector show
-    if rdsa_nodes(model):
+    if steps:
         add_function(model)
     _name_dynamic_axes(model, dynamic)
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
-    model.producer_name = "sdst"
     _strip_trace_notes(model)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported graph does not pass onnx.checker: {error}") from error
+    model.metadata_props.update(metadata)
+    model.producer_name = "sdst"
     return model
 
 
-def rdsa_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The sdst::RDSA nodes at the top level of the graph, in order."""
-    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == NAME]
+def rdsa_nodes(nodes: Iterable[Node]) -> list[Node]:
+    """The sdst::RDSA nodes among the nodes of a graph, in order."""
+    return [node for node in nodes if node.domain == DOMAIN and node.op_type == NAME]
 
 
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write atomically. Raises InputError when `path` cannot be written."""
-    write_bytes(path, model.SerializeToString())
+def save_model(model: ir.Model, path: Path, inline_limit: int = INLINE_LIMIT) -> None:
+    """Check and write `path`; more than `inline_limit` bytes of weights go to a second file, `path` + `.data`.
+
+    Both are written whole before either is put in place, the weights first. Raises ExportError when onnx.checker
+    refuses the graph and InputError when `path` cannot be written.
+    """
+    data = path.with_name(path.name + DATA_SUFFIX)
+    apart = _weight_bytes(model) > inline_limit
+    with atomic_files((data, path) if apart else (path,)) as folder:
+        ir.save(model, folder / path.name, external_data=data.name if apart else None)
+        _check(folder / path.name)
+    if not apart:
+        remove(data)
 
 
-def _name_dynamic_axes(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]]) -> None:
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)  # by path: it reads weights beside the file, of any size
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph does not pass onnx.checker: {error}") from error
+
+
+def _name_dynamic_axes(model: ir.Model, dynamic: Mapping[str, Mapping[int, str]]) -> None:
     """Replace the tracer's names of free axes (s0, s77) by ours, everywhere they occur."""
-    renamed = {}
-    for value in model.graph.input:
-        for axis, name in dynamic.get(value.name, {}).items():
-            traced = value.type.tensor_type.shape.dim[axis]
-            if not traced.dim_param:
-                raise ExportError(
-                    f"axis {axis} of {value.name} was to stay free, the tracer fixed it to {traced.dim_value}"
-                )
-            renamed[traced.dim_param] = name
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in renamed:
-                dim.dim_param = renamed[dim.dim_param]
+    renamed: dict[str | None, str] = {}
+    for value in model.graph.inputs:
+        for axis, name in dynamic.get(value.name or "", {}).items():
+            traced = _shape(value)[axis]
+            if not isinstance(traced, ir.SymbolicDim):
+                raise ExportError(f"axis {axis} of {value.name} was to stay free, the tracer fixed it to {traced}")
+            renamed[traced.value] = name
+    for value in _values(model):
+        dims = (renamed.get(dim.value, dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in _shape(value))
+        if value.shape is not None:
+            value.shape = ir.Shape(dims)
 
 
-def _strip_trace_notes(model: onnx.ModelProto) -> None:
+def _strip_trace_notes(model: ir.Model) -> None:
     """Drop the tracer's per-node notes: stack traces of this machine do not belong in a file that travels."""
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        del value.metadata_props[:]
-    del model.graph.metadata_props[:]
+    for noted in (model.graph, *model.graph, *_values(model), *model.graph.initializers.values()):
+        noted.metadata_props.clear()
+        noted.doc_string = None
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+
+
+def _shape(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...]:
+    return () if value.shape is None else value.shape.dims
 
 
 @contextlib.contextmanager

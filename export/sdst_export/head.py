@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
-import onnx
 import torch
+from onnxscript import ir
 from torch import nn
 
 from sdst_runtime.decode import HEAD_OUTPUTS
 from sdst_train.checkpoint import Checkpoint
 from sdst_train.model import SDST
 
-from .graph import ExportError, export_module, rdsa_nodes
+from .errors import ExportError
+from .graph import Node, export_module, rdsa_nodes
 from .rdsa_op import symbolic_rdsa
 
 
@@ -27,7 +29,7 @@ class _Ground(nn.Module):
         return self.model.ground(video, video_mask, text, text_mask)
 
 
-def export_head(checkpoint: Checkpoint) -> onnx.ModelProto:
+def export_head(checkpoint: Checkpoint) -> ir.Model:
     """ONNX of `SDST.ground`: video B T K V, video_mask B T, text B K L X, text_mask B L -> spans, scores, saliency.
 
     Raises ExportError unless the graph holds one sdst::RDSA node a step (none for the other kinds of attention).
@@ -46,15 +48,16 @@ def export_head(checkpoint: Checkpoint) -> onnx.ModelProto:
         "text": {0: "B", 2: "L"},
         "text_mask": {0: "B", 1: "L"},
     }
-    metadata = {"sdst.spec": spec.to_json(), "sdst.kind": "head", "sdst.steps": str(config.layers)}
+    metadata = {"sdst.spec": spec.to_json(), "sdst.kind": "head", "sdst.precision": "fp32"}
+    metadata["sdst.steps"] = str(config.layers)
     module = _Ground(copy.deepcopy(checkpoint.model).lower(symbolic_rdsa))
     model = export_module(module, inputs, HEAD_OUTPUTS, dynamic, metadata)
-    require_rdsa(model, config.layers if config.attention == "rdsa" else 0)
+    require_rdsa(model.graph, config.layers if config.attention == "rdsa" else 0)
     return model
 
 
-def require_rdsa(model: onnx.ModelProto, steps: int) -> None:
-    """Raise ExportError unless the top level of the graph holds `steps` sdst::RDSA nodes."""
-    found = len(rdsa_nodes(model))
+def require_rdsa(nodes: Iterable[Node], steps: int) -> None:
+    """Raise ExportError unless `nodes`, the top level of a graph, hold `steps` sdst::RDSA nodes."""
+    found = len(rdsa_nodes(nodes))
     if found != steps:
         raise ExportError(f"expected {steps} sdst::RDSA nodes, one a step, the graph has {found}")

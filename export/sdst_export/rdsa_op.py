@@ -5,8 +5,8 @@ The signature is that of `sdst_train.rdsa.rdsa`; the two extra attributes let Te
 
 from __future__ import annotations
 
-import onnx
 import torch
+from onnxscript import ir
 
 from .rdsa_body import RDSA
 
@@ -40,9 +40,8 @@ def symbolic_rdsa(
     )
 
 
-def add_function(model: onnx.ModelProto) -> None:
+def add_function(model: ir.Model) -> None:
     """Give the model the body of sdst::RDSA, so that ONNX Runtime and Polygraphy run it with no library of ours."""
-    if not any(f.domain == DOMAIN and f.name == NAME for f in model.functions):
-        model.functions.append(RDSA.to_function_proto())
-    if all(entry.domain != DOMAIN for entry in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    function = ir.from_proto(RDSA.to_function_proto())
+    model.functions[function.identifier()] = function
+    model.graph.opset_imports[DOMAIN] = 1

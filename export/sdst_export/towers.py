@@ -1,30 +1,43 @@
-"""The frozen towers to ONNX: the very modules that extracted the features for training."""
+"""The frozen towers to ONNX: the very modules that extracted the features for training, in float32 or float16."""
 
 from __future__ import annotations
 
-import onnx
+from typing import Literal
+
 import torch
+from onnxscript import ir
 
 from sdst_train.backbone.towers import Backbone
 
 from .graph import export_module
+from .half import Tower, half_products
+
+Precision = Literal["fp32", "fp16"]
 
 
-def export_vision(backbone: Backbone) -> onnx.ModelProto:
-    """clips N frames S S 3 uint8 RGB -> features N K V float32; dynamic N."""
+def export_vision(backbone: Backbone, precision: Precision = "fp32") -> ir.Model:
+    """clips N frames S S 3 uint8 RGB -> features N K V float32; dynamic N. Raises ExportError (see `half_products`)."""
     spec = backbone.spec
     clips = torch.zeros(2, spec.frames_per_clip, spec.image_size, spec.image_size, 3, dtype=torch.uint8)
-    return export_module(
-        backbone.vision, {"clips": clips}, ["features"], {"clips": {0: "N"}}, _metadata(backbone, "vision")
-    )
+    tower = _typed(backbone.vision, precision)
+    metadata = _metadata(backbone, "vision", precision)
+    return export_module(tower, {"clips": clips}, ["features"], {"clips": {0: "N"}}, metadata)
 
 
-def export_text(backbone: Backbone) -> onnx.ModelProto:
-    """token_ids B L int64, token_mask B L bool -> features B K L X float32; dynamic B and L."""
+def export_text(backbone: Backbone, precision: Precision = "fp32") -> ir.Model:
+    """token_ids B L int64, token_mask B L bool -> features B K L X float32; dynamic B and L.
+
+    Raises ExportError (see `half_products`).
+    """
     inputs = {"token_ids": torch.ones(2, 9, dtype=torch.int64), "token_mask": torch.ones(2, 9, dtype=torch.bool)}
     dynamic = {name: {0: "B", 1: "L"} for name in inputs}
-    return export_module(backbone.text, inputs, ["features"], dynamic, _metadata(backbone, "text"))
+    tower = _typed(backbone.text, precision)
+    return export_module(tower, inputs, ["features"], dynamic, _metadata(backbone, "text", precision))
 
 
-def _metadata(backbone: Backbone, kind: str) -> dict[str, str]:
-    return {"sdst.spec": backbone.spec.to_json(), "sdst.kind": kind}
+def _typed(tower: Tower, precision: Precision) -> Tower:
+    return half_products(tower) if precision == "fp16" else tower
+
+
+def _metadata(backbone: Backbone, kind: str, precision: Precision) -> dict[str, str]:
+    return {"sdst.spec": backbone.spec.to_json(), "sdst.kind": kind, "sdst.precision": precision}

@@ -1,6 +1,7 @@
 """A bundle: the directory that a device needs, and nothing else.
 
-vision, text and head models, tokenizer.json, and bundle.json: the feature contract and the SHA-256 of every file.
+vision, text and head models, tokenizer.json, and bundle.json: the feature contract and the SHA-256 of every file. A
+model too large for one ONNX file has its weights beside it, in a file of its name and `.data`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .session import Session, open_session
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
+DATA_SUFFIX = ".data"
 MODELS = ("vision", "text", "head")
 FORMAT = 1
 
@@ -78,7 +80,8 @@ class Bundle:
 
 def write_manifest(directory: Path, spec: FeatureSpec, models: dict[str, str], version: str) -> Bundle:
     """Digest the files of a finished bundle and write bundle.json, last, so that a bundle without it is unfinished."""
-    names = [*models.values(), TOKENIZER]
+    weights = [name + DATA_SUFFIX for name in models.values() if (directory / (name + DATA_SUFFIX)).is_file()]
+    names = [*models.values(), *weights, TOKENIZER]
     files = {name: sha256_file(directory / name) for name in names}
     manifest = Manifest(FORMAT, version, spec, models, files)
     write_json(directory / MANIFEST, dataclasses.asdict(manifest))

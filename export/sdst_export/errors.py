@@ -1,0 +1,9 @@
+"""The error of the export room."""
+
+from __future__ import annotations
+
+from sdst_runtime.errors import SdstError
+
+
+class ExportError(SdstError):
+    """The exported graph is not what was asked for."""
