@@ -13,6 +13,12 @@ from . import __version__
 VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "ground": ("sdst.ground:ground", "", "find the moments of a video that sentences describe"),
     "data check": ("sdst.data:check", "", "look for missing or mismatched files of a data set"),
+    "convert-backbone": ("sdst.convert:convert_backbone", "train", "turn a released checkpoint into a backbone file"),
+    "features video": ("sdst.features:video", "train", "extract the features of a folder or list of videos"),
+    "features text": ("sdst.features:text", "train", "extract the features of annotated sentences"),
+    "features pack": ("sdst.feature_files:pack", "", "put feature files into few large ones"),
+    "features verify": ("sdst.feature_files:verify", "", "read every feature file and list what is wrong"),
+    "features convert": ("sdst.feature_files:convert", "", "turn the released npz files into feature files"),
     "train": ("sdst.train:train", "train", "train SDST on a data set, or resume a run"),
     "eval": ("sdst.eval:evaluate_model", "", "measure a checkpoint or a bundle on a data set"),
     "score": ("sdst.score:score", "", "score predictions as the official QVHighlights evaluator does"),
@@ -25,7 +31,7 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit code 0, or 2 for an error that the message on stderr explains."""
+    """Run one verb. Exit code 0, or 2 for an error that the message on stderr explains; 1 when only a part failed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _run(arguments)
@@ -55,7 +61,7 @@ def _run(arguments: list[str]) -> int:
 
     import tyro
 
-    from sdst_runtime.errors import SdstError, require_package
+    from sdst_runtime.errors import PartialFailure, SdstError, require_package
 
     where, extra, _ = VERBS[verb]
     module, function = where.split(":")
@@ -68,6 +74,8 @@ def _run(arguments: list[str]) -> int:
             run(rest)
         else:
             tyro.cli(run, args=rest, prog=f"sdst {verb}")
+    except PartialFailure as error:
+        return fail(str(error), code=1)
     except SdstError as error:
         return fail(str(error))
     except BrokenPipeError:
@@ -84,8 +92,8 @@ def usage() -> str:
     return "\n".join(["usage: sdst COMMAND ...   (sdst COMMAND --help for its options)", "", *lines])
 
 
-def fail(message: str) -> int:
-    """One line on stderr; returns the exit code for bad input."""
+def fail(message: str, code: int = 2) -> int:
+    """One line on stderr; returns the exit code, by default that for bad input."""
     line = " ".join(message.split())
     print(f"error: {line}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # noqa: T201
-    return 2
+    return code

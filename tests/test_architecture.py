@@ -227,7 +227,7 @@ def test_help_lists_the_verbs():
     done = run(str(Path(sysconfig.get_path("scripts")) / "sdst"), "--help")
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.findall(r"^  (\w+(?: \w+)?)  ", done.stdout, re.MULTILINE) == list(VERBS)
+    assert re.findall(r"^  ([\w-]+(?: \w+)?)  ", done.stdout, re.MULTILINE) == list(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

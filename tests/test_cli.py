@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from sdst.cli import main
+from sdst_runtime.bundle import MODELS
+from sdst_runtime.session import open_session
 
 QUERY = "a red circle moves to the left"
 
@@ -272,8 +274,11 @@ def test_train_then_export_then_ground(capsys, dataset, exported, video, tmp_pat
     assert "best.safetensors: epoch 1" in out
     checkpoint = tmp_path / "run" / "best.safetensors"
     bundle = tmp_path / "bundle"
-    code, out, err = run(capsys, "export", checkpoint, "--backbone", exported.backbone_path, "--out", bundle)
+    command = ("export", checkpoint, "--backbone", exported.backbone_path, "--out", bundle, "--precision", "fp16")
+    code, out, err = run(capsys, *command)
     assert (code, out.strip()) == (0, str(bundle)), err
+    stated = {name: open_session(bundle / f"{name}.onnx").metadata["sdst.precision"] for name in MODELS}
+    assert stated == {"vision": "fp16", "text": "fp16", "head": "fp32"}
     code, out, _ = run(capsys, "ground", video, QUERY, "--bundle", bundle, "--json")
     assert len(json.loads(out)["results"][0]["moments"]) == 3
 

@@ -33,6 +33,15 @@ class Annotations:
     repairs: Repairs
 
 
+@dataclass(frozen=True)
+class Query:
+    """A sentence, and the query and the video it belongs to."""
+
+    qid: int | str
+    query: str
+    vid: str
+
+
 def read_annotations(path: Path, durations: Sequence[Path] = (), *, labelled: bool = True) -> Annotations:
     """Read a file by its suffix: .jsonl QVHighlights, .txt Charades-STA, .json TACoS or a list of QVHighlights rows.
 
@@ -51,7 +60,7 @@ def read_rows(path: Path, durations: Sequence[Path] = ()) -> list[Row]:
     if path.suffix == ".jsonl":
         rows = read_jsonl(path)
     elif path.suffix == ".txt":
-        rows = list(_charades(path, _read_durations(durations), durations))
+        rows = list(_with_durations(path, _read_durations(durations), durations))
     elif path.suffix == ".json":
         rows = _read_json(path)
     else:
@@ -59,6 +68,27 @@ def read_rows(path: Path, durations: Sequence[Path] = ()) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: no annotations in it")
     return rows
+
+
+def read_queries(path: Path) -> list[Query]:
+    """The sentences of a file in any of the forms, qids and vids as `read_rows` gives them; durations are not needed.
+
+    Raises InputError naming the file and the line, video or qid that is wrong in these fields.
+    """
+    from pydantic import ValidationError
+
+    rows = list(_charades(path)) if Path(path).suffix == ".txt" else read_rows(path)
+    queries = []
+    for i, row in enumerate(rows):
+        try:
+            queries.append(_adapter(Query).validate_json(json.dumps(row), strict=True))
+        except ValidationError as error:
+            raise InputError(f"{path}, {_name(row, i)}: {first_fault(error)}") from error
+        if not queries[-1].query.strip():
+            raise InputError(f"{path}, {_name(row, i)}: query is empty; {_MEND}")
+    if not queries:
+        raise InputError(f"{path}: no annotations in it")
+    return queries
 
 
 def row_faults(rows: Sequence[Row], labelled: bool = True) -> dict[int, str]:
@@ -177,8 +207,8 @@ def _qid_fault(qid: int | str, seen: set[int | str]) -> str:
 # ---------------------------------------------------------------- forms
 
 
-def _charades(path: Path, durations_s: dict[str, float], sources: Sequence[Path]) -> Iterator[Row]:
-    """Lines `VID START END##sentence.`; the qid is the line's number, from 0."""
+def _charades(path: Path) -> Iterator[Row]:
+    """Lines `VID START END##sentence.`, which hold no duration; the qid is the line's number, from 0."""
     for number, line in enumerate(_read_text(path).split("\n")):
         if not line.strip():
             continue
@@ -190,16 +220,15 @@ def _charades(path: Path, durations_s: dict[str, float], sources: Sequence[Path]
             separator = ""
         if not separator:
             raise InputError(f"{path}, line {number + 1}: expected VID START END##sentence, got {line.strip()[:60]!r}")
-        if vid not in durations_s:
+        yield {"qid": number, "query": sentence.strip(), "vid": vid, "relevant_windows": [window]}
+
+
+def _with_durations(path: Path, durations_s: dict[str, float], sources: Sequence[Path]) -> Iterator[Row]:
+    for row in _charades(path):
+        if row["vid"] not in durations_s:
             names = ", ".join(map(str, sources)) or "no file: set data.durations to the CSV files of the data set"
-            raise InputError(f"{path}, line {number + 1}: no duration of video {vid} in {names}")
-        yield {
-            "qid": number,
-            "query": sentence.strip(),
-            "vid": vid,
-            "duration": durations_s[vid],
-            "relevant_windows": [window],
-        }
+            raise InputError(f"{path}, line {row['qid'] + 1}: no duration of video {row['vid']} in {names}")
+        yield row | {"duration": durations_s[row["vid"]]}
 
 
 def _read_durations(paths: Sequence[Path]) -> dict[str, float]:

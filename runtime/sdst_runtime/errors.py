@@ -1,7 +1,7 @@
 """Errors that a person at a terminal can act on.
 
 Every message is one line: what was expected, what came, and what to do. The command line prints it without a
-traceback and exits with code 2; library callers catch `SdstError`.
+traceback and exits with code 2, or 1 for a PartialFailure; library callers catch `SdstError`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class ContractError(SdstError):
 
 class DependencyError(SdstError):
     """An optional package is missing: the message gives the command that installs it."""
+
+
+class PartialFailure(SdstError):
+    """Some of many could not be done; all others are, and stay. The command exits with 1."""
 
 
 def first_fault(error: Any) -> str:

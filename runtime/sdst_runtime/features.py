@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .contracts import FeatureSpec, TextFeatures, VideoFeatures
 from .errors import InputError, require_package
-from .files import pack_header, unpack_header, write_bytes
+from .files import only_process, pack_header, remove_leftovers, unpack_header, write_bytes
+from .stored import read_header
 
 
 def video_feature_path(directory: Path, vid: str) -> Path:
@@ -29,6 +32,34 @@ def text_feature_path(directory: Path, query: str) -> Path:
         / "text"
         / f"{hashlib.sha256(query.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}.safetensors"
     )
+
+
+@contextmanager
+def claim(directory: Path, kind: Literal["video", "text"]) -> Iterator[None]:
+    """Write one kind of features into a folder, alone, without what a killed process left. InUseError when not alone.
+
+    Videos and sentences may be extracted at the same time, by two processes.
+    """
+    with only_process(Path(directory) / f".{kind}.lock"):
+        remove_leftovers(Path(directory) / kind)
+        yield
+
+
+def is_made(path: Path, spec: FeatureSpec) -> bool:
+    """Whether a whole feature file is there; only its header is read. A broken one is not: it is made again.
+
+    Raises ContractError when it was made under another contract than `spec`.
+    """
+    if not Path(path).is_file():
+        return False
+    try:
+        text = unpack_header(read_header(path).metadata, ("spec",), path)["spec"]
+    except InputError:
+        return False
+    if text != spec.to_json():
+        mend = "choose another folder, or delete the features in this one"
+        FeatureSpec.from_json(text, path).require(spec, have=path, need="what is made now", exact=True, mend=mend)
+    return True
 
 
 def write_video_features(path: Path, video: VideoFeatures) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield a temporary folder to write files of these names into; move them to `paths`, in order, when it ends well.
+
+    All `paths` lie in one folder. Each arrives whole, and none before all are written. Raises InputError as
+    `atomic_path` does.
+    """
+    last = Path(paths[-1])
+    temporary = last.with_name(f".{last.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for path in paths:
+            os.replace(temporary / path.name, path)
+    except OSError as error:
+        raise InputError(f"cannot write {last}: {error.strerror or error}; choose another place or free it") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete the temporary files of `atomic_path` that killed processes left. Hold `only_process` while you do."""
+    for path in Path(directory).glob(".*.tmp"):
+        remove(path)
 
 
 def make_directory(path: Path) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdst_runtime.data_config import DataConfig
+from sdst_runtime.errors import InputError
 from sdst_runtime.features import text_feature_path, video_feature_path
 from sdst_runtime.files import read_jsonl
-from sdst_train.backbone.dataset import extract_sentences, extract_videos
+from sdst_train.backbone.pipeline import extract_sentences, extract_videos
 from sdst_train.backbone.towers import Backbone, load_backbone
 from sdst_train.backbone.vision import Pool
 
@@ -45,6 +46,14 @@ def extract(root: Path, features: str, pool: Pool, on_done: Callable[[int, int],
     rows = [row for split in SPLITS for row in read_jsonl(root / "annotations" / f"{split}.jsonl")]
     videos = {row["vid"]: root / "videos" / f"{row['vid']}.mp4" for row in rows}
     backbone = load_backbone(BACKBONE, pool)
-    extract_videos(videos, BACKBONE, root / features, on_video=on_done, pool=pool)
-    extract_sentences([row["query"] for row in rows], backbone, root / features)
+    result = extract_videos(
+        videos,
+        backbone.vision,
+        root / features,
+        dtype="float32",
+        on_progress=lambda progress: on_done(progress.done, progress.total),
+    )
+    for failure in result.failures:
+        raise InputError(failure.reason)
+    extract_sentences([row["query"] for row in rows], backbone, root / features, dtype="float32")
     return backbone

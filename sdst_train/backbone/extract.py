@@ -1,61 +1,128 @@
-"""Clips and sentences to features, in batches.
+"""Clips and sentences to features, in batches that are always full.
 
-Decoding is elsewhere: this takes uint8 frames, or an iterator of them, and keeps the tower fed with full batches.
+Clips of several videos share a batch, sentences of one length share a batch, and what a last batch lacks is filled up:
+the kernels then see one shape only, and on a CPU the features of a clip or a sentence are the same to the last bit
+whatever else is in its batch. An extraction that was interrupted therefore ends with the same files. Decoding is
+elsewhere: this takes uint8 frames.
 
-Shape letters: N clips in a piece, T clips in the video, S image size in pixels, K layers, L tokens, V and X widths.
+Shape letters: N clips in a batch, n clips in a piece, T clips in a video, F frames a clip, S image size in pixels,
+B sentences, L tokens, K layers, V and X widths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from sdst_runtime.errors import InputError
 from sdst_runtime.text import Tokenizer
 
 from .towers import TextTower, VisionTower
 
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Key = TypeVar("Key", bound=Hashable)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(device: Device) -> torch.device:
+    """`auto` is the first GPU if torch sees one, else the CPU. Raises InputError for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: expected a CUDA GPU, and torch sees none; use --device cpu or install a CUDA torch")
+    return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type of the matrix products; `auto` is bfloat16 on a GPU that has it, else float32."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _DTYPES[precision]
+
+
+def encode_pieces(
+    tower: VisionTower,
+    pieces: Iterable[tuple[Key, np.ndarray]],
+    batch_size: int = 32,
+    precision: torch.dtype = torch.float32,
+) -> Iterator[tuple[Key, np.ndarray]]:
+    """Features of pieces of any videos, in their order: (key, float32 n K V) for each part of a piece.
+
+    A piece is a key and uint8 RGB n F S S 3. While the device computes one batch, the next is gathered. Raises
+    InputError for another shape or type, or when a batch does not fit into the device's memory.
+    """
+    running: tuple[list[tuple[Key, int]], Tensor] | None = None
+    for parts, batch in _batches(pieces, _clip_shape(tower), batch_size):
+        launched = parts, _run(tower, [torch.from_numpy(batch)], precision)
+        if running is not None:
+            yield from _split(*running)
+        running = launched
+    if running is not None:
+        yield from _split(*running)
+
 
 def encode_clips(tower: VisionTower, clips: np.ndarray | Iterable[np.ndarray], batch_size: int = 32) -> np.ndarray:
     """Features of one video: float32 T K V.
 
-    `clips` is uint8 RGB, T, frames_per_clip, S, S, 3, or an iterator of such arrays of any lengths, which are joined
-    into batches of `batch_size`. Raises InputError for another shape or type, or when no clip comes.
+    `clips` is uint8 RGB, T F S S 3, or an iterator of such arrays of any lengths. Raises InputError as `encode_pieces`
+    does, and when no clip comes.
     """
     pieces = [clips] if isinstance(clips, np.ndarray) else clips
-    device = next(tower.parameters()).device
-    features = []
-    with torch.inference_mode():
-        for batch in _batches(pieces, _clip_shape(tower), batch_size):
-            features.append(tower(torch.from_numpy(batch).to(device)).cpu().numpy())
+    features = [part for _, part in encode_pieces(tower, ((0, piece) for piece in pieces), batch_size)]
     if not features:
         raise InputError("clips: expected at least one clip, got none; is the video empty?")
     return np.concatenate(features)
 
 
-def encode_sentences(
-    tower: TextTower, tokenizer: Tokenizer, sentences: Sequence[str], batch_size: int = 64
-) -> list[np.ndarray]:
-    """Token features of each sentence, in the order given: float32 K L X, special tokens included, no padding.
+def encode_each(
+    tower: TextTower,
+    tokenizer: Tokenizer,
+    sentences: Iterable[str],
+    batch_size: int = 32,
+    precision: torch.dtype = torch.float32,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each distinct sentence and its token features, short ones first: float32 K L X, special tokens included.
 
-    Sentences of like length share a batch, and each distinct sentence is encoded once: equal ones share one array.
-    Raises InputError for a sentence that cannot be used.
+    Raises InputError before anything is encoded when a sentence cannot be used.
     """
     _require_positive(batch_size)
-    device = next(tower.parameters()).device
-    tokens = {sentence: tokenizer.encode(sentence, tower.spec.max_tokens) for sentence in dict.fromkeys(sentences)}
-    by_length = sorted(tokens, key=lambda sentence: len(tokens[sentence]))
-    features: dict[str, np.ndarray] = {}
-    with torch.inference_mode():
-        for start in range(0, len(by_length), batch_size):
-            batch = by_length[start : start + batch_size]
-            ids, mask = tokenizer.encode_batch(batch, tower.spec.max_tokens)
-            encoded = tower(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)).cpu().numpy()
-            for sentence, row_KLX in zip(batch, encoded, strict=True):
-                features[sentence] = row_KLX[:, : len(tokens[sentence])].copy()
+    by_length: dict[int, list[tuple[str, np.ndarray]]] = {}
+    for sentence, ids in _tokenised(tokenizer, dict.fromkeys(sentences), tower.spec.max_tokens):
+        by_length.setdefault(len(ids), []).append((sentence, ids))
+    for length, alike in sorted(by_length.items()):
+        for start in range(0, len(alike), batch_size):
+            batch = alike[start : start + batch_size]
+            ids_BL = torch.zeros(batch_size, length, dtype=torch.int64)
+            ids_BL[: len(batch)] = torch.from_numpy(np.stack([ids for _, ids in batch]))
+            encoded = _run(tower, [ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)], precision).cpu().numpy()
+            for (sentence, _), features_KLX in zip(batch, encoded):
+                yield sentence, features_KLX.copy()
+
+
+def encode_sentences(
+    tower: TextTower, tokenizer: Tokenizer, sentences: Sequence[str], batch_size: int = 32
+) -> list[np.ndarray]:
+    """Token features of each sentence, in the order given, as `encode_each` makes them; equal ones share one array."""
+    features = dict(encode_each(tower, tokenizer, sentences, batch_size))
     return [features[sentence] for sentence in sentences]
+
+
+def _run(tower: nn.Module, inputs: Sequence[Tensor], precision: torch.dtype) -> Tensor:
+    """The tower's output, perhaps still being computed; a residual stream stays float32 in every precision."""
+    device = next(tower.parameters()).device
+    if device.type == "cuda":  # from pinned memory a copy does not wait for the batch that is running
+        inputs = [x.pin_memory() for x in inputs]
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            return tower(*(x.to(device, non_blocking=True) for x in inputs))
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"a batch of {len(inputs[0])} does not fit into the GPU's memory; use a smaller one"
+        ) from error
 
 
 def _clip_shape(tower: VisionTower) -> tuple[int, ...]:
@@ -63,25 +130,48 @@ def _clip_shape(tower: VisionTower) -> tuple[int, ...]:
     return (spec.frames_per_clip, spec.image_size, spec.image_size, 3)
 
 
-def _batches(pieces: Iterable[np.ndarray], shape: tuple[int, ...], batch_size: int) -> Iterator[np.ndarray]:
-    """Join pieces of any length into contiguous batches of `batch_size`; the last one may be shorter."""
+def _batches(
+    pieces: Iterable[tuple[Key, np.ndarray]], shape: tuple[int, ...], batch_size: int
+) -> Iterator[tuple[list[tuple[Key, int]], np.ndarray]]:
+    """Full batches, and for each the keys and counts of the clips that fill it; zeros fill up the last."""
     _require_positive(batch_size)
-    held: list[np.ndarray] = []
-    count = 0
-    for piece in pieces:
+    batch, parts, used = np.zeros((batch_size, *shape), np.uint8), [], 0
+    for key, piece in pieces:
         if piece.dtype != np.uint8 or piece.ndim != 5 or piece.shape[1:] != shape:
             want = f"uint8 of shape (T, {', '.join(map(str, shape))})"
             raise InputError(f"clips: expected {want}, got {piece.dtype} of shape {piece.shape}")
-        start = 0
-        while start < len(piece):
-            taken = piece[start : start + batch_size - count]
-            held.append(taken)
-            start, count = start + len(taken), count + len(taken)
-            if count == batch_size:
-                yield np.ascontiguousarray(np.concatenate(held) if len(held) > 1 else held[0])
-                held, count = [], 0
-    if held:
-        yield np.ascontiguousarray(np.concatenate(held) if len(held) > 1 else held[0])
+        while len(piece):
+            taken, piece = piece[: batch_size - used], piece[batch_size - used :]
+            batch[used : used + len(taken)] = taken
+            parts.append((key, len(taken)))
+            used += len(taken)
+            if used == batch_size:
+                yield parts, batch
+                batch, parts, used = np.zeros_like(batch), [], 0
+    if parts:
+        yield parts, batch
+
+
+def _split(parts: list[tuple[Key, int]], features_NKV: Tensor) -> Iterator[tuple[Key, np.ndarray]]:
+    """The rows of a batch, back to where they came from."""
+    rows, start = features_NKV.cpu().numpy(), 0
+    for key, count in parts:
+        yield key, rows[start : start + count]
+        start += count
+
+
+def _tokenised(tokenizer: Tokenizer, sentences: Iterable[str], max_tokens: int) -> list[tuple[str, np.ndarray]]:
+    tokens, faults = [], []
+    for sentence in sentences:
+        try:
+            tokens.append((sentence, tokenizer.encode(sentence, max_tokens)))
+        except InputError as error:
+            faults.append(str(error))
+    if len(faults) > 1:
+        raise InputError(f"{len(faults)} sentences cannot be used; the first: {faults[0]}")
+    if faults:
+        raise InputError(faults[0])
+    return tokens
 
 
 def _require_positive(batch_size: int) -> None:
