@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxscript import ir
 from rdsa_cases import CASES, SMALL_CASES, RdsaCase, make_inputs, oracle, sampling
 
 from sdst_export.rdsa_op import DOMAIN, NAME, OPSET, add_function
@@ -305,9 +306,10 @@ def body_session(heads: int, points: int, half: bool) -> onnxruntime.InferenceSe
     ]  # fmt: skip
     graph = onnx.helper.make_graph([node], "one_rdsa", inputs, [tensor("out", kind, ["B", "M", "F"])])
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)]
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    add_function(model)
-    add_function(model)  # a second time changes nothing
+    program = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    add_function(program)
+    add_function(program)  # a second time changes nothing
+    model = ir.to_proto(program)
     assert len(model.functions) == 1
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
