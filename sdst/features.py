@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from sdst_train.backbone.vision import Pool
 
 from .progress import make_bar
 
+LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
 SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 DType = Literal["float16", "float32"]
 _LOG_EVERY_S = 60.0  # where there is no terminal to draw a bar on
@@ -111,7 +113,8 @@ def text(
 def find_videos(place: Path) -> dict[str, Path]:
     """The videos of a folder or of a list, by id. Raises InputError for none, or for two of one id."""
     if place.is_dir():
-        paths = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+        there = (path for path in place.iterdir() if not path.name.startswith("."))
+        paths = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
     elif place.suffix == ".txt":
         paths = [Path(line.strip()) for line in _read(place).split("\n") if line.strip()]
     else:
@@ -126,13 +129,17 @@ def _by_id(paths: Iterable[Path]) -> dict[str, Path]:
     for path in paths:
         if path.stem in found:
             raise InputError(f"{found[path.stem]} and {path} are both video {path.stem!r}: rename or leave out one")
+        if len(os.fsencode(path.stem)) > LONGEST_ID:
+            raise InputError(
+                f"{path}: its name is longer than {LONGEST_ID} bytes, too long for a feature file: rename it"
+            )
         found[path.stem] = path
     return found
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 

@@ -386,3 +386,19 @@ def test_sentences_under_another_contract_stay(backbone, tmp_path):
 
 def changed(spec: FeatureSpec) -> FeatureSpec:
     return dataclasses.replace(spec, clip_s=1.0)
+
+
+def test_names_of_any_bytes_and_lengths(capsys, videos, tmp_path):
+    """A name that is not UTF-8 is listed, one too long for a feature file is refused, hidden files are left alone."""
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(videos / "v00.mp4", folder / f"{'x' * 200}.mp4")
+    (folder / "._v00.mp4").write_bytes(b"junk")
+    (folder / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"junk")
+    done = subprocess.run([sys.executable, "-m", "sdst", *command(folder, out)], capture_output=True)
+    assert done.returncode == 1, done.stderr
+    (row,) = read_jsonl(out / "failures.jsonl")
+    assert row["vid"] == os.fsdecode(b"caf\xe9")
+    assert [path.stem for path in (out / "video").iterdir()] == ["x" * 200]
+    shutil.copy(videos / "v00.mp4", folder / f"{'y' * 201}.mp4")
+    assert "longer than 200 bytes" in fails(capsys, 2, *command(folder, out))

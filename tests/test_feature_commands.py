@@ -277,3 +277,9 @@ def test_queries_of_every_form(tmp_path):
     (tmp_path / "c.txt").write_text("AO8RW 0.0 6.9##\n")
     with pytest.raises(InputError, match="qid 0: query is empty"):
         read_queries(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize("clip_s", [0, -1, float("nan")])
+def test_convert_refuses_a_clip_length_that_is_none(tmp_path, clip_s):
+    with pytest.raises(InputError, match="clip_s: expected a positive number of seconds"):
+        convert_released(tmp_path, [], tmp_path / "out", clip_s)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.features import text_feature_path, video_feature_path
+from sdst_runtime.features import read_video_features, text_feature_path, video_feature_path, write_video_features
 from sdst_runtime.files import pack_header
 from sdst_runtime.packing import pack_features
 from sdst_runtime.stored import StoredArray
@@ -355,11 +356,23 @@ def test_shards(tmp_path):
     assert len(list((tmp_path / "c").iterdir())) == 2
 
 
+def test_packing_again_takes_features_that_were_made_anew(tmp_path):
+    loose, out = write_loose(tmp_path / "loose"), tmp_path / "packed"
+    pack_features(loose, out)
+    before = (out / "video-00000.safetensors").read_bytes()
+    path = next((loose / "video").iterdir())
+    video = read_video_features(path)
+    write_video_features(path, dataclasses.replace(video, features=video.features + 1))
+    os.utime(path, ns=(time.time_ns() + 10**9,) * 2)
+    pack_features(loose, out)
+    assert (out / "video-00000.safetensors").read_bytes() != before
+
+
 def test_packing_goes_on_where_it_was(tmp_path):
     loose, out = write_loose(tmp_path / "loose"), tmp_path / "packed"
     pack_features(loose, out, 2)
     whole = {path: path.read_bytes() for path in out.iterdir()}
-    for path in whole:
+    for path in (*whole, *loose.rglob("*.safetensors")):
         os.utime(path, (1, 1))
     gone, broken = out / "video-00001.safetensors", out / "text-00000.safetensors"
     gone.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises InputError when the place cannot be written (missing permission, full disk, a file where a folder should be).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary_name(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -43,7 +44,7 @@ def atomic_files(paths: Sequence[Path]) -> Iterator[Path]:
     `atomic_path` does.
     """
     last = Path(paths[-1])
-    temporary = last.with_name(f".{last.name}.{os.getpid()}.tmp")
+    temporary = last.with_name(_temporary_name(last))
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -53,6 +54,11 @@ def atomic_files(paths: Sequence[Path]) -> Iterator[Path]:
         raise InputError(f"cannot write {last}: {error.strerror or error}; choose another place or free it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_name(path: Path) -> str:
+    """Short, whatever the length of the target's name."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.{os.getpid()}.tmp"
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -89,6 +95,8 @@ def only_process(path: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, its forks do not hold it
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise InputError(f"cannot lock {path}: {error.strerror}; choose a directory on another disk") from error
             raise InUseError(f"{Path(path).parent} is in use by another process; wait for it or stop it") from error
         yield
 
@@ -108,8 +116,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically. Raises InputError when `path` cannot be written."""
-    write_bytes(path, text.encode())
+    """Write UTF-8 text atomically; what file names that are not UTF-8 leave in it is escaped, as JSON does it.
+
+    Raises InputError when `path` cannot be written.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -147,6 +147,7 @@ def _work(pipe: Connection, spec: FeatureSpec) -> None:
 
 
 def _decode(video: int, path: Path, spec: FeatureSpec) -> Iterator[Piece | Unusable]:
+    av = require_package("av", "")
     stream, held = ClipStream(path, spec, batch=_PIECE, threads=1), None
     try:
         for clips in stream:
@@ -155,6 +156,9 @@ def _decode(video: int, path: Path, spec: FeatureSpec) -> Iterator[Piece | Unusa
             held = clips
     except InputError as error:
         yield Unusable(video, str(error))
+        return
+    except (av.FFmpegError, ValueError, OSError, MemoryError) as error:  # of frames that cannot be scaled
+        yield Unusable(video, f"{path}: cannot be decoded ({error!r}); convert it to mp4")
         return
     assert held is not None, "a video has at least one clip"
     yield Piece(video, held, Ending(stream.clips, stream.duration_s, tuple(stream.warnings)))

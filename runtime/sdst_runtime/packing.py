@@ -32,7 +32,7 @@ def pack_features(
 ) -> None:
     """Write the loose features of `directory` as packed ones into `out`; shards that are there already are kept.
 
-    A shard is there when it says of itself what would be written: the same names, shapes and metadata. Raises
+    A shard is there when it holds the same names, shapes and metadata and is no older than its loose files. Raises
     InputError for a folder without features, a broken file or an unwritable `out`, ContractError naming the field and
     both files when not all were made under one contract. `on_done` gets (files packed, of all).
     """
@@ -62,15 +62,16 @@ def _pack(kind: str, paths: Sequence[Path], target: Path, contract: Contract) ->
         stated[path.stem] = parse(values[own_key])
         shapes[path.stem] = header.shapes["features"]
     metadata = pack_header(spec=contract.text, **{key: json.dumps(stated)})
-    if _is_made(target, Header(metadata, shapes)):
+    if _is_made(target, Header(metadata, shapes), max(path.stat().st_mtime_ns for path in paths)):
         return
     arrays = {path.stem: read_tensor(path, tuple(slice(0, n) for n in shapes[path.stem])) for path in paths}
     numpy_io: Any = require_package("safetensors.numpy", "")
     write_bytes(target, numpy_io.save(arrays, metadata))
 
 
-def _is_made(target: Path, header: Header) -> bool:
+def _is_made(target: Path, header: Header, newest_ns: int) -> bool:
+    """Whether a shard says of itself what would be written, and is no older than any file that it is made of."""
     try:
-        return target.is_file() and read_header(target) == header
+        return target.is_file() and target.stat().st_mtime_ns >= newest_ns and read_header(target) == header
     except InputError:  # broken: made again
         return False

@@ -84,14 +84,12 @@ def extract_videos(
     """
     spec = tower.spec
     with claim(out, "video"):
-        remove(Path(out) / FAILURES)
         todo = {vid: Path(path) for vid, path in videos.items() if not is_made(video_feature_path(out, vid), spec)}
+        remove(Path(out) / FAILURES)
         run = _Run(todo, spec, Path(out), dtype, on_progress, say)
         with decoding(list(todo.values()), spec, workers) as messages:
             for video, features in encode_pieces(tower, run.pieces(messages), batch_size, precision):
                 run.take(video, features)
-        if run.failures:
-            write_jsonl(Path(out) / FAILURES, [asdict(failure) for failure in run.failures])
     return Extraction(run.made, len(videos) - len(todo), run.clips, tuple(run.failures))
 
 
@@ -136,6 +134,7 @@ class _Run:
         self._on_progress, self._say = on_progress, say
         self._parts: dict[int, list[np.ndarray]] = {}  # n K V, of videos that are not whole yet
         self._endings: dict[int, Ending] = {}  # of videos whose last clip is decoded
+        self._failed: set[int] = set()
         self.made = self.clips = 0
         self.failures: list[Failure] = []
 
@@ -151,6 +150,8 @@ class _Run:
 
     def take(self, video: int, features: np.ndarray) -> None:
         """The next features of a video, n K V."""
+        if video in self._failed:  # clips that were in a batch already
+            return
         parts = self._parts.setdefault(video, [])
         parts.append(features)
         ending = self._endings.get(video)
@@ -175,7 +176,9 @@ class _Run:
         vid, path = self._videos[video]
         self._parts.pop(video, None)
         self._say(f"failed: {reason}")
+        self._failed.add(video)
         self.failures.append(Failure(vid, str(path), reason))
+        write_jsonl(self._out / FAILURES, [asdict(failure) for failure in self.failures])  # now: a run may be killed
         self._report()
 
     def _report(self) -> None:
