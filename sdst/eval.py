@@ -137,11 +137,12 @@ def say(line: str) -> None:
 def _open_checkpoint(path: Path, threads: int | None) -> Head:
     checkpoints: Any = require_package("sdst_train.checkpoint", "train")
     sessions: Any = require_package("sdst_train.session", "train")
+    devices: Any = require_package("sdst_train.device", "train")
     torch: Any = require_package("torch", "train")
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected at least 1, got {threads}")
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = checkpoints.load_checkpoint(path)
-    model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = checkpoint.model.to(devices.choose_device("auto"))
     return Head(sessions.TorchSession(model), checkpoint.spec, checkpoint.config.data)

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from sdst_runtime.annotations import read_queries
 from sdst_runtime.errors import InputError, PartialFailure
-from sdst_train.backbone.extract import Device, Precision, choose_device, choose_precision
 from sdst_train.backbone.pipeline import FAILURES, Progress, extract_sentences, extract_videos
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.backbone.vision import Pool
+from sdst_train.device import DTYPES, Device, Precision, choose_device, choose_precision
 
 from .progress import make_bar
 
@@ -59,7 +59,7 @@ def video(
     tower = load_backbone(backbone, pool).vision.to(place)
     with _Display("encoding videos", "clips") as display:
         result = extract_videos(
-            found, tower, out, batch_size=batch, workers=workers, precision=choose_precision(precision, place),
+            found, tower, out, batch_size=batch, workers=workers, precision=DTYPES[choose_precision(precision, place)],
             dtype=dtype, on_progress=display.show, say=display.say,
         )  # fmt: skip
     failed, rate = len(result.failures), result.clips / display.elapsed_s()
@@ -102,7 +102,7 @@ def text(
     towers = load_backbone(backbone).to(place)
     with _Display("encoding sentences", "sentences") as display:
         result = extract_sentences(
-            queries, towers, out, batch_size=batch, precision=choose_precision(precision, place), dtype=dtype,
+            queries, towers, out, batch_size=batch, precision=DTYPES[choose_precision(precision, place)], dtype=dtype,
             on_progress=display.show,
         )  # fmt: skip
     print(  # noqa: T201

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sdst_runtime.errors import InputError
+
+from .device import Device, choose_device
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,12 @@ ALONE = Team()
 
 
 @contextmanager
-def join_team(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Team]:
+def join_team(device: Device) -> Iterator[Team]:
     """The team that torchrun's environment describes, or one process alone; on a GPU each takes its own.
 
     Raises InputError for a device that this machine lacks.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: expected a CUDA GPU, and torch sees none; use --device cpu or install a CUDA torch")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = choose_device(device).type == "cuda"
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if on_gpu and local >= torch.cuda.device_count():

@@ -23,12 +23,11 @@ from sdst_runtime.errors import InputError
 from .checkpoint import load_weights
 from .config import TrainConfig
 from .data import Batch
+from .device import DTYPES, choose_precision
 from .distributed import ALONE, Team
 from .losses import compute_losses
 from .model import SDST
 from .rdsa import RDSA, DeformableCrossAttention
-
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:
@@ -66,7 +65,7 @@ class Learner:
         """
         torch.manual_seed(step_seed(self.config.seed, step, self.team.rank))
         self.model.train()
-        dtype = _TYPES[self.config.precision]
+        dtype = DTYPES[self.config.precision]
         with torch.autocast(self.team.device.type, dtype, enabled=dtype != torch.float32):
             out = self._forward(**batch.inputs)
         losses = compute_losses(out, batch.targets, self.config.loss, self.team)
@@ -115,10 +114,7 @@ class Learner:
 
 def resolve_precision(config: TrainConfig, team: Team) -> TrainConfig:
     """`auto` becomes bf16 on a GPU that has it, else fp32."""
-    if config.precision != "auto":
-        return config
-    on_gpu = team.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return replace(config, precision="bf16" if on_gpu else "fp32")
+    return replace(config, precision=choose_precision(config.precision, team.device))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from sdst_runtime.dataset import Sample
 from sdst_runtime.decode import predict
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.evaluation import metric_names, score
-from sdst_runtime.files import only_process, remove, write_json
+from sdst_runtime.files import only_process, remove_leftovers, write_json
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -160,8 +160,8 @@ class _Trainer:
             say("no whole state was written before the run stopped: starting from its first step")
         if not self.team.leads:
             return
-        for path in (*self.run.glob(".*.tmp"), *self.run.glob("state/.*.tmp")):  # of a process that was killed
-            remove(path)
+        remove_leftovers(self.run)
+        remove_leftovers(self.run / "state")
         if state is None:
             facts = start_facts(self.learner.model, self.team, self.train_samples, self.val_samples)
             write_json(self.run / "run.json", {**facts, "repairs": list(repairs), "finished": None})

@@ -12,7 +12,7 @@ B sentences, L tokens, K layers, V and X widths.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,25 +23,7 @@ from sdst_runtime.text import Tokenizer
 
 from .towers import TextTower, VisionTower
 
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Key = TypeVar("Key", bound=Hashable)
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def choose_device(device: Device) -> torch.device:
-    """`auto` is the first GPU if torch sees one, else the CPU. Raises InputError for a GPU that is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: expected a CUDA GPU, and torch sees none; use --device cpu or install a CUDA torch")
-    return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
-
-
-def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type of the matrix products; `auto` is bfloat16 on a GPU that has it, else float32."""
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return _DTYPES[precision]
 
 
 def encode_pieces(
