@@ -1,0 +1,36 @@
+# Looks for nvcc. Sets SDST_HAS_CUDA, SDST_CUDA_VERSION (13.0), SDST_CUDA_INCLUDE_DIR (cuda_runtime_api.h) and, unless the
+# caller chose them, CMAKE_CUDA_ARCHITECTURES: all that this toolkit can build and the project supports.
+set(SDST_HAS_CUDA OFF)
+if(NOT SDST_CUDA STREQUAL "OFF")
+    include(CheckLanguage)
+    check_language(CUDA)
+    if(CMAKE_CUDA_COMPILER)
+        execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE nvcc_says)
+        string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" _ "${nvcc_says}")
+        set(SDST_CUDA_VERSION ${CMAKE_MATCH_1})
+        if(SDST_CUDA_VERSION VERSION_LESS 12.2)
+            message(FATAL_ERROR "nvcc ${SDST_CUDA_VERSION} (${CMAKE_CUDA_COMPILER}): expected 12.2 or newer;"
+                " name another with -DCMAKE_CUDA_COMPILER=..., or build without: -DSDST_CUDA=OFF")
+        endif()
+        if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+            set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 87-real 89-real)
+            if(SDST_CUDA_VERSION VERSION_LESS 12.8)
+                list(APPEND CMAKE_CUDA_ARCHITECTURES 90)  # with PTX for what is newer than this toolkit
+            else()
+                list(APPEND CMAKE_CUDA_ARCHITECTURES 90-real 100-real 120)
+            endif()
+        endif()
+        enable_language(CUDA)
+        set(SDST_HAS_CUDA ON)
+        list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
+        message(STATUS "CUDA: nvcc ${SDST_CUDA_VERSION}, architectures ${architectures}")
+    elseif(SDST_CUDA STREQUAL "ON")
+        message(FATAL_ERROR "SDST_CUDA is ON, but no nvcc was found: name it with -DCMAKE_CUDA_COMPILER=...")
+    endif()
+endif()
+if(NOT SDST_HAS_CUDA)
+    message(STATUS "CUDA: not used, only the host library is built (SDST_CUDA=${SDST_CUDA}; nvcc: CUDACXX or -DCMAKE_CUDA_COMPILER=...)")
+endif()
+
+find_path(SDST_CUDA_INCLUDE_DIR cuda_runtime_api.h
+    HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} PATHS /usr/local/cuda/include /usr/local/cuda-13.0/include)
