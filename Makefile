@@ -1,6 +1,8 @@
 # make demo   run the whole line on rendered videos and write a report to demo-out/
 # make test   lint, types and tests
-# Each makes .venv first when it is missing or older than pyproject.toml or constraints.txt.
+# make gpu-check   on a machine with a GPU: build, test and time the CUDA kernel; installs nothing and needs no .venv.
+#                  In parts: make gpu-check PYTHON=python3 ARGS="--parts build,tests --out DIR"
+# The first two make .venv first when it is missing or older than pyproject.toml or constraints.txt.
 # Another interpreter: make test PYTHON=python3.12. The CI Python is 3.11.
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ BIN := .venv/bin
 # The last step of the installation: an interrupted one leaves no stamp and is done again.
 STAMP := .venv/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
@@ -20,6 +22,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 # setuptools comes first and at its pinned version: the build runs in .venv itself (an isolated one would ignore the pins),
 # and so does the test that builds the wheel.

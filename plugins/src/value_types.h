@@ -11,10 +11,14 @@
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define SDST_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define SDST_HOST_DEVICE inline
+#endif
+
+#ifdef __CUDA_ARCH__
 #define SDST_UNROLL _Pragma("unroll")
 #define SDST_NO_UNROLL _Pragma("unroll 1")
 #else
-#define SDST_HOST_DEVICE inline
 #define SDST_UNROLL
 #define SDST_NO_UNROLL
 #endif

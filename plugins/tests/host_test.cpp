@@ -180,6 +180,7 @@ void test_bad_arguments() {
     } spoilt[] = {
         {"batch", [](auto& p) { p.batch = -1; }},
         {"clips", [](auto& p) { p.clips = 0; }},
+        {"clips", [](auto& p) { p.clips = (1 << 24) + 1; }},
         {"moments", [](auto& p) { p.moments = int64_t{1} << 40; }},
         {"heads", [](auto& p) { p.heads = 0; }},
         {"points", [](auto& p) { p.points = 17; }},

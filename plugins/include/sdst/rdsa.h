@@ -26,7 +26,7 @@ typedef struct sdst_rdsa_problem {
     const float* reference;   /* B M 2: centre, width; fractions of the valid length */
     const int32_t* length;    /* B: valid clips; a value outside 1..T is read as the nearer of the two */
     void* out;                /* B M F, of `type` */
-    int64_t batch, clips, moments;
+    int64_t batch, clips, moments; /* clips up to 2^24; value and endpoints up to 4 GiB a video */
     int32_t heads, points, depth; /* points 1..16; depth 16, 32 or 64 */
     int32_t type;                 /* an sdst_type */
     int64_t value_batch_stride, value_clip_stride;
