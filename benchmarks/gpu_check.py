@@ -158,7 +158,7 @@ def build(part: Part) -> str:
 
 def cmake_commands(part: Part, cmake: str) -> list[list[str]]:
     configure = [cmake, "-S", str(ROOT), "-B", str(BUILD), "-DSDST_CUDA=ON", "-DSDST_TESTS=OFF"]
-    configure += [f"-DCMAKE_CUDA_COMPILER={part.nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={part.gpu.architecture}"]
+    configure += [f"-DCMAKE_CUDA_COMPILER={part.nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={part.gpu.architecture}-real"]
     targets = ["--target", "sdst_plugins", "rdsa_dev", "--parallel"]
     return [configure, [cmake, "--build", str(BUILD), *targets]]
 
@@ -170,7 +170,7 @@ def nvcc_commands(part: Part) -> list[list[str]]:
     release = subprocess.run([str(part.nvcc), "--version"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"release ([\d.]+)", release)
     told = {"SDST_DEVICE": '"cuda"', "SDST_CUDA_VERSION": f'"{found[1] if found else ""}"'}
-    told["SDST_ARCHITECTURES"] = f'"{architecture}"'
+    told |= {"SDST_ARCHITECTURES": f'"{architecture}"', "SDST_PTX": '""'}
     sources = [path for path in sorted((ROOT / "plugins" / "src").glob("*.c*")) if path.name != "rdsa_host.cpp"]
     library = [*shared, "-shared", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     library += ["-Xlinker", f"--version-script={ROOT / 'plugins' / 'cmake' / 'exports.map'}"]

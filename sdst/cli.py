@@ -26,6 +26,8 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "ablate": ("sdst.ablate:ablate", "train", "train variants over several seeds and compare them"),
     "inspect offsets": ("sdst.offsets:offsets", "train", "draw where the sampling offsets of a run point"),
     "export": ("sdst.export:export", "export", "turn a checkpoint and its backbone into a bundle of ONNX files"),
+    "plugins build": ("sdst.plugins:build", "", "compile sdst::RDSA and its TensorRT plugin for this machine"),
+    "plugins info": ("sdst.plugins:info", "", "show which compiled sdst::RDSA is found and how it was built"),
     "demo": ("sdst.demo.pipeline:demo", "demo", "run the whole line on rendered videos and write a report"),
 }
 

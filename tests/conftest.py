@@ -102,3 +102,12 @@ def video(tmp_path_factory) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@pytest.fixture(scope="session")
+def host_library_path(tmp_path_factory) -> Path:
+    """libsdst_plugins_host.so, built from this checkout once for all workers."""
+    from host_library import build_host_library
+
+    base = tmp_path_factory.getbasetemp()
+    return build_host_library(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)

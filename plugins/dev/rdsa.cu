@@ -54,15 +54,15 @@ constexpr Variant VARIANTS[] = {
 };
 
 constexpr Shape CHECKED[] = {
-    {1, 1, 1, 1, 1, 16, false},    {3, 9, 5, 2, 4, 16, false},   {4, 17, 7, 3, 5, 16, false},
-    {2, 10, 4, 2, 2, 64, false},   {2, 24, 30, 8, 4, 32, false}, {8, 75, 30, 8, 4, 32, false},
-    {2, 60, 33, 16, 8, 32, false}, {2, 40, 9, 5, 16, 32, false}, {2, 31, 50, 1, 7, 64, false},
+    {1, 1, 1, 1, 1, 16, false},     {3, 9, 5, 2, 4, 16, false},   {4, 17, 7, 3, 5, 16, false},
+    {2, 10, 4, 2, 2, 64, false},    {2, 24, 30, 8, 4, 32, false}, {8, 75, 30, 8, 4, 32, false},
+    {2, 60, 33, 16, 8, 32, false},  {2, 40, 9, 5, 16, 32, false}, {2, 31, 50, 1, 7, 64, false},
     {300, 12, 11, 8, 4, 32, false},
 };
 
 constexpr Shape TIMED[] = {
-    {1, 75, 10, 8, 4, 32, true},   {1, 75, 30, 8, 4, 32, true},  {1, 1024, 100, 8, 4, 32, true},
-    {8, 75, 30, 8, 4, 32, true},   {32, 75, 30, 8, 4, 32, true}, {32, 1024, 100, 8, 4, 32, true},
+    {1, 75, 10, 8, 4, 32, true},   {1, 75, 30, 8, 4, 32, true},      {1, 1024, 100, 8, 4, 32, true},
+    {8, 75, 30, 8, 4, 32, true},   {32, 75, 30, 8, 4, 32, true},     {32, 1024, 100, 8, 4, 32, true},
     {256, 75, 30, 8, 4, 32, true}, {256, 1024, 100, 8, 4, 32, true},
 };
 
@@ -99,9 +99,7 @@ std::vector<Storage> stored(const std::vector<float>& values, Convert convert) {
     return result;
 }
 
-std::vector<uint16_t> halves(const std::vector<float>& values) {
-    return stored<uint16_t>(values, sdst::half_of_float);
-}
+std::vector<uint16_t> halves(const std::vector<float>& values) { return stored<uint16_t>(values, sdst::half_of_float); }
 
 template <class Storage>
 struct OnDevice {
@@ -112,12 +110,29 @@ struct OnDevice {
     sdst_rdsa_problem problem{};
 
     OnDevice(const Inputs& x, const std::vector<Storage>& values, sdst_type type)
-        : value(values), endpoints(x.endpoints), moments(x.moments), length(x.length),
+        : value(values),
+          endpoints(x.endpoints),
+          moments(x.moments),
+          length(x.length),
           out(x.shape.B * x.shape.M * x.shape.H * x.shape.D) {
         const Shape& s = x.shape;
         const int64_t F = static_cast<int64_t>(s.H) * s.D, E = 6L * s.H * s.P;
-        problem = {value.data(), endpoints.data(), moments.data(), length.data(), out.data(), s.B, s.T, s.M,
-                   s.H, s.P, s.D, type, s.T * F, F, s.T * E, E};
+        problem = {value.data(),
+                   endpoints.data(),
+                   moments.data(),
+                   length.data(),
+                   out.data(),
+                   s.B,
+                   s.T,
+                   s.M,
+                   s.H,
+                   s.P,
+                   s.D,
+                   type,
+                   s.T * F,
+                   F,
+                   s.T * E,
+                   E};
     }
 };
 

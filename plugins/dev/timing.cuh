@@ -10,13 +10,13 @@
 #include <functional>
 #include <vector>
 
-#define CHECK_CUDA(call)                                                                          \
-    do {                                                                                          \
-        const cudaError_t error_ = (call);                                                        \
-        if (error_ != cudaSuccess) {                                                              \
+#define CHECK_CUDA(call)                                                                         \
+    do {                                                                                         \
+        const cudaError_t error_ = (call);                                                       \
+        if (error_ != cudaSuccess) {                                                             \
             std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(error_)); \
-            std::exit(1);                                                                         \
-        }                                                                                         \
+            std::exit(1);                                                                        \
+        }                                                                                        \
     } while (0)
 
 namespace timing {

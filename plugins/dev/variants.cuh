@@ -275,8 +275,8 @@ __device__ __forceinline__ void fetch_rows(const sdst_rdsa_problem& problem, con
         const Moment moment = stages.moment(problem, first + at, slot * TILE + at);
         const Neighbours clips = clips_of_end(moment, row / 2);
         const float* from = problem.endpoints + moment.b * problem.endpoints_batch_stride +
-                            (row % 2 ? clips.high : clips.low) * problem.endpoints_clip_stride +
-                            row / 2 * row_floats + piece;
+                            (row % 2 ? clips.high : clips.low) * problem.endpoints_clip_stride + row / 2 * row_floats +
+                            piece;
         __pipeline_memcpy_async(rows + (at * 6 + row) * row_floats + piece, from, PIECE * sizeof(float));
     }
 }

@@ -11,7 +11,7 @@ namespace sdst {
 namespace {
 
 constexpr int64_t MOST_VIDEO_BYTES = int64_t{1} << 32;  // the kernel counts bytes within one video in 32 bits
-constexpr int64_t MOST_CLIPS = 1 << 24;  // a float counts them exactly
+constexpr int64_t MOST_CLIPS = 1 << 24;                 // a float counts them exactly
 constexpr int64_t MOST_ROWS = std::numeric_limits<int32_t>::max();
 
 int bad(const std::string& member, const std::string& expected, const std::string& got) {
@@ -27,8 +27,9 @@ int check_sizes(const sdst_rdsa_problem& p) {
         const char* name;
         int64_t size, least, most;
     } sizes[] = {
-        {"batch", p.batch, 0, MOST_ROWS},  {"clips", p.clips, 1, MOST_CLIPS}, {"moments", p.moments, 0, MOST_ROWS},
-        {"heads", p.heads, 1, 1 << 16},    {"points", p.points, 1, 16},      {"type", p.type, SDST_FLOAT, SDST_BFLOAT16},
+        {"batch", p.batch, 0, MOST_ROWS},     {"clips", p.clips, 1, MOST_CLIPS},
+        {"moments", p.moments, 0, MOST_ROWS}, {"heads", p.heads, 1, 1 << 16},
+        {"points", p.points, 1, 16},          {"type", p.type, SDST_FLOAT, SDST_BFLOAT16},
     };
     for (const auto& s : sizes) {
         if (s.size < s.least || s.size > s.most) return bad(s.name, range(s.least, s.most), std::to_string(s.size));
@@ -40,7 +41,8 @@ int check_sizes(const sdst_rdsa_problem& p) {
 int check_video(const char* name, int64_t clips, int64_t clip_stride, int64_t row, int64_t size) {
     const bool fits = clip_stride <= MOST_VIDEO_BYTES && (clips - 1) * clip_stride + row <= MOST_VIDEO_BYTES / size;
     if (fits) return SDST_OK;
-    return bad(name, "at most 4 GiB a video", std::to_string(clips) + " clips of " + std::to_string(clip_stride) + " elements");
+    return bad(name, "at most 4 GiB a video",
+               std::to_string(clips) + " clips of " + std::to_string(clip_stride) + " elements");
 }
 
 int check_strides(const sdst_rdsa_problem& p) {
@@ -78,8 +80,8 @@ int check_pointers(const sdst_rdsa_problem& p) {
         const void* pointer;
         size_t alignment;
     } pointers[] = {
-        {"value", p.value, 16},        {"endpoints", p.endpoints, 4}, {"reference", p.reference, 8},
-        {"length", p.length, 4}, {"out", p.out, 16},
+        {"value", p.value, 16}, {"endpoints", p.endpoints, 4}, {"reference", p.reference, 8}, {"length", p.length, 4},
+        {"out", p.out, 16},
     };
     for (const auto& x : pointers) {
         if (x.pointer == nullptr) return bad(x.name, "a pointer", "null");

@@ -12,7 +12,8 @@ int check(const sdst_rdsa_problem* problem) noexcept;
 /* Values in a 16-byte pack of an sdst_type: 4 or 8. */
 int pack_count(int32_t type);
 
-/* Points that a step of the kernel takes: 4 when there are 4 in all, else 2 or 1; the alignment of endpoints allows it. */
+/* Points that a step of the kernel takes: 4 when there are 4 in all, else 2 or 1; the alignment of endpoints allows it.
+ */
 int point_step(const sdst_rdsa_problem& problem);
 
 }  // namespace sdst

@@ -1,7 +1,7 @@
 /* The op on device pointers: one launch, a thread for every 16 bytes of output. No allocation, no synchronisation.
  *
- * A thread reads the 6 pieces of endpoints that its head needs by itself, although the threads of one head read the same:
- * they hit one cache line together, and nothing has to be exchanged or waited for.
+ * A thread reads the 6 pieces of endpoints that its head needs by itself, although the threads of one head read the
+ * same: they hit one cache line together, and nothing has to be exchanged or waited for.
  */
 #include <cuda_runtime.h>
 
@@ -30,8 +30,7 @@ constexpr int SMALL_BLOCK = 32;
 /* block: x chunks of one moment, y moments; grid: x moments, y videos, z what a block's x leaves of the chunks.
  * The video is the same for a whole block, so that its addresses need no registers of a thread. */
 template <class Value, int STEP, bool ONE_STEP>
-__global__ void SDST_REGISTERS
-    rdsa_kernel(const __grid_constant__ sdst_rdsa_problem problem) {
+__global__ void SDST_REGISTERS rdsa_kernel(const __grid_constant__ sdst_rdsa_problem problem) {
     const int64_t m = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
     const uint32_t chunk = blockIdx.z * blockDim.x + threadIdx.x;
     if (m >= problem.moments || chunk >= static_cast<uint32_t>(problem.heads * problem.depth / Value::COUNT)) return;

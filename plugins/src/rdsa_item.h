@@ -1,4 +1,5 @@
-/* One work item of sdst::RDSA: 16 bytes of the output of one moment. Items share nothing, so host and device run the same code.
+/* One work item of sdst::RDSA: 16 bytes of the output of one moment. Items share nothing, so host and device run the
+ * same code.
  *
  * Shapes: B batch, T clips, M moments, H heads, P points, D depth, F = H * D. Contract: plugins/README.md.
  * Coordinates, softmax and sums are float. Every row that is read lies in 0 .. n - 1, also for NaN and infinite inputs;
@@ -133,8 +134,8 @@ struct Moment {
 };
 
 template <int STEP>
-SDST_HOST_DEVICE Predicted<STEP> predict(const sdst_rdsa_problem& problem, const Moment& moment, const Neighbours (&ends)[3],
-                                         uint32_t point) {
+SDST_HOST_DEVICE Predicted<STEP> predict(const sdst_rdsa_problem& problem, const Moment& moment,
+                                         const Neighbours (&ends)[3], uint32_t point) {
     const uint32_t logits = static_cast<uint32_t>(problem.heads * problem.points * sizeof(float));
     const uint32_t clip_bytes = static_cast<uint32_t>(problem.endpoints_clip_stride * sizeof(float));
     Predicted<STEP> predicted;
@@ -165,7 +166,8 @@ SDST_HOST_DEVICE void sample(const sdst_rdsa_problem& problem, const Moment& mom
     Pack low[STEP], high[STEP];
     SDST_UNROLL
     for (int i = 0; i < STEP; ++i) {
-        const Neighbours clips = neighbours_of_point(moment.centre + predicted.offset[i] * moment.half_width, moment.clips);
+        const Neighbours clips =
+            neighbours_of_point(moment.centre + predicted.offset[i] * moment.half_width, moment.clips);
         low[i] = load_pack(moment.value + (clips.low * clip_bytes + moment.value_bytes));
         high[i] = load_pack(moment.value + (clips.high * clip_bytes + moment.value_bytes));
         const float weight = expf(predicted.logit[i] - sum.highest);

@@ -1,4 +1,5 @@
-/* Values of the op in 16-byte packs: float, half and bfloat16, unpacked to float and packed from it, on host and device.
+/* Values of the op in 16-byte packs: float, half and bfloat16, unpacked to float and packed from it, on host and
+ * device.
  *
  * A pack is held as uint4, because nvcc loads a struct of half2[4] as four 32-bit words even when it is aligned.
  */

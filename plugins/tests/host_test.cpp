@@ -1,7 +1,8 @@
 /* The host library against a double-precision oracle, its conversions, and what it says to bad arguments.
  *
  * The oracle is written from plugins/README.md: linear interpolation is a sum over all valid clips of tent weights
- * max(0, 1 - |clip - index|), without a floor, a neighbour or a gather. Prints a line for each failure; exit code 1 then.
+ * max(0, 1 - |clip - index|), without a floor, a neighbour or a gather. Prints a line for each failure; exit code 1
+ * then.
  */
 #include <algorithm>
 #include <cmath>
@@ -41,8 +42,22 @@ struct Case {
     float* values() { return value.data()->x; }
     sdst_rdsa_problem problem() {
         const int64_t F = H * D, E = 6 * H * P;
-        return {values(), endpoints.data(), reference.data(), length.data(), out.data(), B,     T,     M,
-                H,        P,                D,                SDST_FLOAT,    T * F,      F,     T * E, E};
+        return {values(),
+                endpoints.data(),
+                reference.data(),
+                length.data(),
+                out.data(),
+                B,
+                T,
+                M,
+                H,
+                P,
+                D,
+                SDST_FLOAT,
+                T * F,
+                F,
+                T * E,
+                E};
     }
 };
 
@@ -64,7 +79,8 @@ Case make_case(int64_t B, int64_t T, int64_t M, int32_t H, int32_t P, int32_t D)
         c.length.push_back(b == 0 ? static_cast<int32_t>(T) : std::uniform_int_distribution<int32_t>(1, T)(random));
         const int64_t first = b * T + c.length[b], end = (b + 1) * T;
         std::fill(c.values() + first * F, c.values() + end * F, std::numeric_limits<float>::quiet_NaN());
-        std::fill(c.endpoints.begin() + first * E, c.endpoints.begin() + end * E, std::numeric_limits<float>::quiet_NaN());
+        std::fill(c.endpoints.begin() + first * E, c.endpoints.begin() + end * E,
+                  std::numeric_limits<float>::quiet_NaN());
     }
     return c;
 }
@@ -91,7 +107,8 @@ std::vector<double> oracle(Case& c, int64_t b, int64_t m) {
         for (int end = 0; end < 3; ++end) {
             const double position = std::clamp(centre + (end - 1) * width / 2, 0.0, 1.0);
             const double index = std::clamp(position * n - 0.5, 0.0, n - 1.0);
-            sum += interpolate(index, n, [&](int32_t clip) { return c.endpoints[((b * c.T + clip) * 3 + end) * 2 * HP + column]; });
+            sum += interpolate(
+                index, n, [&](int32_t clip) { return c.endpoints[((b * c.T + clip) * 3 + end) * 2 * HP + column]; });
         }
         return sum;
     };
@@ -103,7 +120,8 @@ std::vector<double> oracle(Case& c, int64_t b, int64_t m) {
             const double weight = std::exp(predicted(HP + h * c.P + p)) / total;
             const double index = (centre + predicted(h * c.P + p) * width / 2) * n - 0.5;
             for (int64_t f = h * c.D; f < (h + 1) * c.D; ++f) {
-                out[f] += weight * interpolate(index, n, [&](int32_t clip) { return c.values()[(b * c.T + clip) * F + f]; });
+                out[f] +=
+                    weight * interpolate(index, n, [&](int32_t clip) { return c.values()[(b * c.T + clip) * F + f]; });
             }
         }
     }
@@ -114,8 +132,9 @@ void test_against_oracle() {
     const struct {
         int64_t B, T, M;
         int32_t H, P, D;
-    } sizes[] = {{1, 1, 1, 1, 1, 16},  {2, 2, 3, 1, 2, 16},   {3, 9, 5, 2, 3, 32},   {2, 24, 7, 8, 4, 32}, {3, 17, 4, 3, 4, 16},
-                 {2, 12, 4, 2, 16, 64}, {1, 30, 2, 5, 6, 64}, {2, 11, 3, 1, 15, 32}, {4, 13, 9, 4, 8, 16}};
+    } sizes[] = {{1, 1, 1, 1, 1, 16},  {2, 2, 3, 1, 2, 16},   {3, 9, 5, 2, 3, 32},
+                 {2, 24, 7, 8, 4, 32}, {3, 17, 4, 3, 4, 16},  {2, 12, 4, 2, 16, 64},
+                 {1, 30, 2, 5, 6, 64}, {2, 11, 3, 1, 15, 32}, {4, 13, 9, 4, 8, 16}};
     for (const auto& s : sizes) {
         Case c = make_case(s.B, s.T, s.M, s.H, s.P, s.D);
         const sdst_rdsa_problem problem = c.problem();
@@ -131,8 +150,9 @@ void test_against_oracle() {
                 }
             }
         }
-        expect(worst <= 2e-4, "B" + std::to_string(s.B) + " T" + std::to_string(s.T) + " M" + std::to_string(s.M) + " H" + std::to_string(s.H) +
-                                  " P" + std::to_string(s.P) + " D" + std::to_string(s.D) + ": error " + std::to_string(worst));
+        expect(worst <= 2e-4, "B" + std::to_string(s.B) + " T" + std::to_string(s.T) + " M" + std::to_string(s.M) +
+                                  " H" + std::to_string(s.H) + " P" + std::to_string(s.P) + " D" + std::to_string(s.D) +
+                                  ": error " + std::to_string(worst));
     }
 }
 
@@ -143,12 +163,15 @@ void test_conversions() {
         expect(nan ? std::isnan(half) : sdst::half_of_float(half) == bits, "half " + std::to_string(bits));
         if (nan || (bits & 0x7fffu) >= 0x7bffu) continue;
         const float next = sdst::float_of_half(bits + 1), middle = half + (next - half) / 2;
-        expect(sdst::half_of_float(middle) == bits + (bits & 1), "half: a tie goes to even after " + std::to_string(bits));
-        expect(sdst::half_of_float(std::nextafter(middle, next)) == bits + 1, "half: rounding up after " + std::to_string(bits));
+        expect(sdst::half_of_float(middle) == bits + (bits & 1),
+               "half: a tie goes to even after " + std::to_string(bits));
+        expect(sdst::half_of_float(std::nextafter(middle, next)) == bits + 1,
+               "half: rounding up after " + std::to_string(bits));
     }
     expect(sdst::half_of_float(65519.99f) == 0x7bffu && sdst::half_of_float(65520.0f) == 0x7c00u, "half: overflow");
     expect(std::isnan(sdst::float_of_half(sdst::half_of_float(NAN))), "half: NaN");
-    expect(sdst::bfloat16_of_float(1.00390625f) == 0x3f80u && sdst::bfloat16_of_float(1.01171875f) == 0x3f82u, "bfloat16: ties");
+    expect(sdst::bfloat16_of_float(1.00390625f) == 0x3f80u && sdst::bfloat16_of_float(1.01171875f) == 0x3f82u,
+           "bfloat16: ties");
     expect((sdst::bfloat16_of_float(NAN) & 0x7fffu) > 0x7f80u, "bfloat16: NaN");
 }
 
@@ -202,7 +225,8 @@ void test_bad_arguments() {
         sdst_rdsa_problem problem = c.problem();
         s.spoil(problem);
         expect(sdst_rdsa(&problem, nullptr) == SDST_BAD_ARGUMENT, std::string("refused: ") + s.member);
-        expect(std::strstr(sdst_last_error(), s.member) != nullptr, std::string(s.member) + " is named in: " + sdst_last_error());
+        expect(std::strstr(sdst_last_error(), s.member) != nullptr,
+               std::string(s.member) + " is named in: " + sdst_last_error());
     }
     const sdst_rdsa_problem good = c.problem();
     expect(sdst_rdsa(nullptr, nullptr) == SDST_BAD_ARGUMENT, "no problem at all");
@@ -220,7 +244,8 @@ void test_strides() {
     sdst_rdsa(&problem, nullptr);
     const std::vector<Quad> expected = c.out;
     std::vector<float> spread(2 * 6 * 51 + 1);
-    for (int64_t row = 0; row < 12; ++row) std::copy_n(c.endpoints.begin() + row * 48, 48, spread.begin() + 1 + row * 51);
+    for (int64_t row = 0; row < 12; ++row)
+        std::copy_n(c.endpoints.begin() + row * 48, 48, spread.begin() + 1 + row * 51);
     problem.endpoints = spread.data() + 1;
     problem.endpoints_clip_stride = 51;
     problem.endpoints_batch_stride = 6 * 51;

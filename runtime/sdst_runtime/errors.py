@@ -31,6 +31,10 @@ class DependencyError(SdstError):
     """An optional package is missing: the message gives the command that installs it."""
 
 
+class DeviceError(SdstError):
+    """The GPU or its driver refused some work: the message is the driver's."""
+
+
 class PartialFailure(SdstError):
     """Some of many could not be done; all others are, and stay. The command exits with 1."""
 

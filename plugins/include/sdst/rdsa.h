@@ -19,16 +19,17 @@ enum sdst_status { SDST_OK = 0, SDST_BAD_ARGUMENT = 1, SDST_CUDA_ERROR = 2 };
 enum sdst_type { SDST_FLOAT = 0, SDST_HALF = 1, SDST_BFLOAT16 = 2 };
 
 /* One call of the op. Inputs have unit stride in their last dimension; reference, length and out are contiguous.
- * value and out are 16-byte aligned, and so is every row of value. Strides count elements. */
+ * value and out are 16-byte aligned, and so is every row of value; reference is 8-byte aligned. Strides count elements.
+ */
 typedef struct sdst_rdsa_problem {
-    const void* value;        /* B T F, of `type` */
-    const float* endpoints;   /* B T 3*2*H*P */
-    const float* reference;   /* B M 2: centre, width; fractions of the valid length */
-    const int32_t* length;    /* B: valid clips; a value outside 1..T is read as the nearer of the two */
-    void* out;                /* B M F, of `type` */
+    const void* value;             /* B T F, of `type` */
+    const float* endpoints;        /* B T 3*2*H*P */
+    const float* reference;        /* B M 2: centre, width; fractions of the valid length */
+    const int32_t* length;         /* B: valid clips; a value outside 1..T is read as the nearer of the two */
+    void* out;                     /* B M F, of `type` */
     int64_t batch, clips, moments; /* clips up to 2^24; value and endpoints up to 4 GiB a video */
-    int32_t heads, points, depth; /* points 1..16; depth 16, 32 or 64 */
-    int32_t type;                 /* an sdst_type */
+    int32_t heads, points, depth;  /* points 1..16; depth 16, 32 or 64 */
+    int32_t type;                  /* an sdst_type */
     int64_t value_batch_stride, value_clip_stride;
     int64_t endpoints_batch_stride, endpoints_clip_stride;
 } sdst_rdsa_problem;
@@ -42,8 +43,9 @@ SDST_API int sdst_rdsa(const sdst_rdsa_problem* problem, void* stream);
 SDST_API const char* sdst_last_error(void);
 
 /* JSON on how this library was built:
- * {"version": "1", "device": "cuda" or "host", "cuda": "13.0" or "", "architectures": [75, ...], "tensorrt": "10.16.1"
- * (of the headers; "" when the library holds no TensorRT plugin)}. */
+ * {"version": "1", "device": "cuda" or "host", "cuda": "13.0" or "", "architectures": [75, ...] (of machine code),
+ * "ptx": [120] (what newer GPUs compile at first use), "tensorrt": "10.16.1" (of the headers; "" when the library holds
+ * no TensorRT plugin)}. */
 SDST_API const char* sdst_build_info(void);
 
 #ifdef __cplusplus

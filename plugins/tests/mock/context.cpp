@@ -1,8 +1,8 @@
 /* The mock's execution context: shapes and addresses as TensorRT checks them, and each node's plugin run in turn. */
-#include "engine.h"
-
 #include <map>
 #include <stdexcept>
+
+#include "engine.h"
 
 namespace sdst_mock {
 using namespace nvinfer1;
@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t ALIGNMENT = 256;  // NvInferRuntime.h asks this of every tensor's address
 
 class ResourceContext final : public IPluginResourceContext {
-public:
+  public:
     IGpuAllocator* getGpuAllocator() const noexcept override { return nullptr; }
     IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
 };
@@ -30,7 +30,7 @@ bool is_within(const Dims& dims, const Range& range) {
 }
 
 class Context final : public IExecutionContext, public UnmockedExecutionContext {
-public:
+  public:
     Context(const Engine& engine, ExecutionContextAllocationStrategy strategy);
 
     IExecutionContext* getPImpl() noexcept override { return this; }
@@ -48,7 +48,7 @@ public:
     void setDeviceMemoryV2(void* memory, int64_t size) noexcept override;
     bool enqueueV3(cudaStream_t stream) noexcept override;
 
-private:
+  private:
     struct Step {
         std::vector<PluginTensorDesc> read_descs, write_descs;
         std::vector<const void*> reads;

@@ -13,13 +13,13 @@ namespace {
 constexpr Dims NO_DIMS{-1, {}};
 
 class HostMemory final : public IHostMemory, public UnmockedHostMemory {
-public:
+  public:
     explicit HostMemory(std::string bytes) : bytes_(std::move(bytes)) { mImpl = this; }
     void* data() const noexcept override { return const_cast<char*>(bytes_.data()); }
     std::size_t size() const noexcept override { return bytes_.size(); }
     DataType type() const noexcept override { return DataType::kINT8; }
 
-private:
+  private:
     std::string bytes_;
 };
 
@@ -40,7 +40,7 @@ std::string layer_json(const Plan& plan, const Node& node) {
 }
 
 class Inspector final : public IEngineInspector, public UnmockedEngineInspector {
-public:
+  public:
     explicit Inspector(const Plan& plan) {
         mImpl = this;
         for (const Node& node : plan.nodes) layers_.push_back(layer_json(plan, node));
@@ -56,7 +56,7 @@ public:
     }
     const char* getEngineInformation(LayerInformationFormat) const noexcept override { return engine_.c_str(); }
 
-private:
+  private:
     std::vector<std::string> layers_;
     std::string engine_;
 };

@@ -1,4 +1,5 @@
-/* The mock's runtime, engine and execution context. Each is TensorRT's class and, in mImpl, its implementation at once. */
+/* The mock's runtime, engine and execution context. Each is TensorRT's class and, in mImpl, its implementation at once.
+ */
 #ifndef SDST_MOCK_ENGINE_H
 #define SDST_MOCK_ENGINE_H
 
@@ -13,7 +14,7 @@ namespace sdst_mock {
 void log_error(nvinfer1::ILogger& logger, const std::string& message);
 
 class Runtime final : public nvinfer1::IRuntime, public nvinfer1::UnmockedRuntime {
-public:
+  public:
     explicit Runtime(nvinfer1::ILogger& logger);
 
     nvinfer1::IRuntime* getPImpl() noexcept override { return this; }
@@ -24,13 +25,13 @@ public:
     void setEngineHostCodeAllowed(bool allowed) noexcept override { host_code_allowed_ = allowed; }
     bool getEngineHostCodeAllowed() const noexcept override { return host_code_allowed_; }
 
-private:
+  private:
     nvinfer1::ILogger& logger_;
     bool host_code_allowed_{false};
 };
 
 class Engine final : public nvinfer1::ICudaEngine, public nvinfer1::UnmockedCudaEngine {
-public:
+  public:
     // Throws std::runtime_error when a plugin is not registered or cannot be created.
     Engine(Plan plan, nvinfer1::ILogger& logger);
 
@@ -77,7 +78,7 @@ public:
     }
 #endif
 
-private:
+  private:
     Plan plan_;
     nvinfer1::ILogger& logger_;
     std::vector<std::unique_ptr<nvinfer1::IPluginV3>> plugins_;  // of each node

@@ -1,10 +1,10 @@
 /* The nine symbols that TensorRT's Python bindings want from libnvinfer, libnvinfer_plugin and libnvonnxparser. The
  * runtime and the registry are mocked; builder, refitter and parser are refused, with an error in the caller's log. */
-#include "engine.h"
-#include "registry.h"
-
 #include <NvInfer.h>
 #include <NvInferPlugin.h>
+
+#include "engine.h"
+#include "registry.h"
 
 namespace {
 void* refuse(void* logger, const char* what) {

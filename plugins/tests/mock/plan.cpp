@@ -87,7 +87,7 @@ Role parse_role(const std::string& word) {
 }
 
 class Parser {
-public:
+  public:
     Plan parse(std::string text) {
         std::istringstream lines(unsealed(text));
         for (std::string line; std::getline(lines, line);) read_statement(line);
@@ -98,7 +98,7 @@ public:
         return std::move(plan_);
     }
 
-private:
+  private:
     void read_statement(const std::string& line) {
         try {
             const Words words = split_words(line);

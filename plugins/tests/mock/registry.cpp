@@ -2,6 +2,7 @@
 #include "registry.h"
 
 #include <dlfcn.h>
+
 #include <cstdio>
 #include <cstring>
 
@@ -14,7 +15,7 @@ using SetLoggerFinder = void (*)(ILoggerFinder*);
 
 // A plugin must do without a logger: each TensorRT major has its own.
 class NoLoggerFinder final : public ILoggerFinder {
-public:
+  public:
     ILogger* findLogger() override { return nullptr; }
 };
 

@@ -8,7 +8,7 @@
 
 namespace sdst_mock {
 class PluginRegistry final : public nvinfer1::UnmockedPluginRegistry {
-public:
+  public:
     // The one of the process.
     static PluginRegistry& instance();
 
@@ -18,7 +18,7 @@ public:
     nvinfer1::IPluginCreatorInterface* getCreator(const char* name, const char* version,
                                                   const char* plugin_namespace) noexcept override;
 
-private:
+  private:
     bool add_creators(void* library, const char* path);
 
     std::vector<nvinfer1::IPluginCreatorInterface*> creators_;

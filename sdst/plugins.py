@@ -1,0 +1,278 @@
+"""`sdst plugins build` and `sdst plugins info`: the compiled sdst::RDSA, built by cmake to where the runtime looks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdst_runtime.errors import ContractError, DependencyError, InputError, SdstError
+from sdst_runtime.files import atomic_path, only_process, remove, write_text
+from sdst_runtime.machine import usable_cores
+from sdst_runtime.plugin_library import (
+    LIBRARIES,
+    PACKAGE_FOLDER,
+    Place,
+    PluginDevice,
+    PluginInfo,
+    RdsaLibrary,
+    find_plugin_library,
+    search_places,
+)
+
+SOURCES = Path(__file__).parents[1]
+TARGETS: dict[PluginDevice, str] = {"cuda": "sdst_plugins", "host": "sdst_plugins_host"}
+_LAST_LINES = 15  # of the log, shown when a build fails
+_MISSING = (  # what cmake says, and what mends it
+    (
+        "No CMAKE_CXX_COMPILER could be found|Could not find compiler set in environment variable CXX",
+        "a C++17 compiler is needed: run  apt install g++  or name one in CXX",
+    ),
+    (
+        r"CMAKE_MAKE_PROGRAM is not set|unable to find a build program",
+        "make or ninja is needed: run  apt install make",
+    ),
+    (
+        "no nvcc was found",
+        "a CUDA compiler is needed: install the CUDA toolkit, 12.2 or newer, or name its nvcc in CUDACXX;"
+        " for a library that runs on the CPU:  sdst plugins build --host",
+    ),
+)  # fmt: skip
+
+
+class BuildError(SdstError):
+    """The compiler or cmake failed: the message names the log."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies at one place: `info` of a sound library, `fault` of another file, neither where there is none."""
+
+    place: Place
+    info: PluginInfo | None = None
+    fault: SdstError | None = None
+
+
+def build(
+    *,
+    tensorrt: Path | None = None,
+    fetch_tensorrt_headers: str | None = None,
+    host: bool = False,
+    out: Path | None = None,
+    jobs: int | None = None,
+) -> None:
+    """Build the compiled sdst::RDSA from this checkout and put it where the runtime looks; prints what it is.
+
+    With TensorRT headers (those given here, or on the system's paths) the library also holds the TensorRT plugin.
+    The old library stays until the new one is whole. What was compiled is kept in build/ and not compiled again.
+
+    Args:
+        tensorrt: Folder of TensorRT or of its headers (NvInfer.h).
+        fetch_tensorrt_headers: Version of headers to fetch from NVIDIA's repository, as 10.16.
+        host: Build for the CPU: no CUDA is needed, and pointers are of the host.
+        out: Folder of the library. Default: lib/ in the package sdst_runtime.
+        jobs: Compilers at once. Default: one a core.
+    """
+    if not (SOURCES / "CMakeLists.txt").is_file():
+        raise InputError(
+            f"{SOURCES} holds no CMakeLists.txt: an installed package has no sources of the plugins; get a checkout,"
+            " run  pip install -e .  there and build again, or name a library in SDST_PLUGINS"
+        )
+    cmake = shutil.which("cmake")
+    if not cmake:
+        raise DependencyError("cmake, 3.24 or newer, is needed to build: run  apt install cmake  or  pip install cmake")
+    device: PluginDevice = "host" if host else "cuda"
+    options = _header_options(tensorrt, fetch_tensorrt_headers)
+    folder = SOURCES / "build" / f"plugins-{device}"
+    with only_process(folder / "lock"):
+        _configure(cmake, folder, device, options)
+        _compile(cmake, folder, device, jobs or usable_cores())
+        made = RdsaLibrary(folder / LIBRARIES[device]).info
+        _require_wanted(made, device, needs_tensorrt=bool(options))
+        place = (out or PACKAGE_FOLDER).absolute() / LIBRARIES[device]
+        with atomic_path(place) as temporary:
+            shutil.copyfile(made.path, temporary)
+    Console().print(_facts(RdsaLibrary(place).info))
+
+
+def info(file: tyro.conf.Positional[Path | None] = None, /) -> None:
+    """Show where the compiled sdst::RDSA is looked for, what is there and how it was built.
+
+    Args:
+        file: A library to show instead.
+    """
+    if file is not None:
+        Console().print(_facts(RdsaLibrary(file).info))
+        return
+    places = {place.path: place for device in LIBRARIES for place in search_places(device)}.values()
+    found = [_look(place) for place in places]
+    Console().print(_places_table(found))
+    for one in found:
+        if one.info:
+            Console().print(_facts(one.info))
+    for one in found:
+        if one.fault:
+            raise one.fault
+    if not any(one.info for one in found):
+        find_plugin_library("cuda")  # says where it looked and what to run
+
+
+def covers(info: PluginInfo, capability: int) -> bool:
+    """Whether a library runs on a GPU of that compute capability (90 is 9.0).
+
+    Machine code runs on its own major version, from its own minor version on; PTX on every newer GPU (CUDA programming
+    guide).
+    """
+    machine_code = any(own // 10 == capability // 10 and own <= capability for own in info.architectures)
+    return machine_code or any(own <= capability for own in info.ptx)
+
+
+def gpus() -> list[tuple[str, int]]:
+    """(name, compute capability as 90) of each GPU that the driver tells of; none without nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = re.findall(r"^(.+), (\d+)\.(\d)\s*$", answer, re.MULTILINE)
+    return [(name, int(major) * 10 + int(minor)) for name, major, minor in rows]
+
+
+# ---------------------------------------------------------------- building
+
+
+def _header_options(tensorrt: Path | None, fetch: str | None) -> list[str]:
+    if tensorrt and fetch:
+        raise InputError("--tensorrt and --fetch-tensorrt-headers: expected one of them, got both")
+    if fetch:
+        if not re.fullmatch(r"\d+(\.\d+)+", fetch):
+            raise InputError(f"--fetch-tensorrt-headers: expected a version as 10.16, got {fetch!r}")
+        return [f"-DSDST_FETCH_TENSORRT_HEADERS={fetch}"]
+    if not tensorrt:
+        return []
+    for pattern in ("NvInfer.h", "include/NvInfer.h", "include/*/NvInfer.h"):
+        for header in sorted(tensorrt.absolute().glob(pattern)):
+            return [f"-DTENSORRT_INCLUDE_DIR={header.parent}"]
+    raise InputError(f"--tensorrt {tensorrt}: expected a folder with NvInfer.h or include/NvInfer.h in it")
+
+
+def _configure(cmake: str, folder: Path, device: PluginDevice, options: list[str]) -> None:
+    """Configure anew: what an earlier build was told is forgotten, what it compiled is kept."""
+    cuda = "ON" if device == "cuda" else "OFF"
+    command = [cmake, "-S", str(SOURCES), "-B", str(folder), "-U", "SDST_*", "-U", "TENSORRT_*", f"-DSDST_CUDA={cuda}"]
+    log = folder / "configure.log"
+    code = _run([*command, "-DSDST_TESTS=OFF", "-DCMAKE_BUILD_TYPE=Release", *options], log)
+    if code:
+        remove(folder / "CMakeCache.txt")  # it would remember that a tool was missing
+        text = log.read_text(errors="replace")
+        for said, mends in _MISSING:
+            if re.search(said, " ".join(text.split())):  # cmake breaks its lines
+                raise DependencyError(mends)
+        _show_end(text)
+        raise BuildError(f"cmake could not configure the build (exit code {code}): see above and {log}")
+
+
+def _compile(cmake: str, folder: Path, device: PluginDevice, jobs: int) -> None:
+    log = folder / "build.log"
+    code = _run([cmake, "--build", str(folder), "--target", TARGETS[device], "--parallel", str(jobs)], log)
+    if code:
+        _show_end(log.read_text(errors="replace"))
+        raise BuildError(
+            f"the build failed (exit code {code}): see above and {log}; the old library, if any, is as it was"
+        )
+
+
+def _require_wanted(made: PluginInfo, device: PluginDevice, needs_tensorrt: bool) -> None:
+    if made.device != device:
+        raise ContractError(f"{made.path}: expected a library for {device}, the build made one for {made.device}")
+    if needs_tensorrt and not made.tensorrt:
+        raise BuildError(
+            f"{made.path} holds no TensorRT plugin, although headers were named: see configure.log beside it"
+        )
+
+
+def _run(command: list[str], log: Path) -> int:
+    """The exit code. Shows status lines and progress on stderr; an interrupted step takes the compilers along."""
+    console, lines = Console(stderr=True), []
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith(("-- ", "[")):
+                    _say(console, line.rstrip())
+            code = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    write_text(log, "".join(lines))
+    return code
+
+
+def _show_end(text: str) -> None:
+    console = Console(stderr=True)
+    for line in text.rstrip().splitlines()[-_LAST_LINES:]:
+        _say(console, line)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+# ---------------------------------------------------------------- showing
+
+
+def _look(place: Place) -> Found:
+    if not place.path.is_file():
+        return Found(place)
+    try:
+        return Found(place, RdsaLibrary(place.path).info)
+    except SdstError as error:
+        return Found(place, fault=error)
+
+
+def _places_table(found: list[Found]) -> Table:
+    table = Table(title="where the runtime looks, in this order")
+    for name in ("place", "file", "state"):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        state = f"found, for {one.info.device}" if one.info else "cannot be used" if one.fault else "not there"
+        table.add_row(one.place.name, str(one.place.path), state)
+    return table
+
+
+def _facts(info: PluginInfo) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("library", str(info.path))
+    table.add_row("sha256", info.sha256)
+    table.add_row("version", info.version)
+    table.add_row("device", info.device)
+    if info.device == "cuda":
+        table.add_row("CUDA", info.cuda)
+        table.add_row("architectures", " ".join(f"sm_{number}" for number in info.architectures))
+        table.add_row("this GPU", _coverage(info))
+    table.add_row(
+        "TensorRT", f"plugin, headers {info.tensorrt}" if info.tensorrt else "no plugin: built without its headers"
+    )
+    return table
+
+
+def _coverage(info: PluginInfo) -> str:
+    mends = "not covered; build it with  cmake -DCMAKE_CUDA_ARCHITECTURES=native"
+    lines = [
+        f"{name}, sm_{capability}: {'covered' if covers(info, capability) else mends}" for name, capability in gpus()
+    ]
+    return "\n".join(lines) or "not known: nvidia-smi tells of none"
