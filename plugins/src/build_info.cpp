@@ -17,5 +17,6 @@
 
 const char* sdst_build_info(void) {
     return "{\"version\": \"1\", \"device\": \"" SDST_DEVICE "\", \"cuda\": \"" SDST_CUDA_VERSION
-           "\", \"architectures\": [" SDST_ARCHITECTURES "], \"ptx\": [" SDST_PTX "], \"tensorrt\": \"" SDST_TENSORRT_VERSION "\"}";
+           "\", \"architectures\": [" SDST_ARCHITECTURES "], \"ptx\": [" SDST_PTX
+           "], \"tensorrt\": \"" SDST_TENSORRT_VERSION "\"}";
 }
