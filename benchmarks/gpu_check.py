@@ -149,11 +149,21 @@ def run_part(part: Part) -> PartResult:
 
 
 def build(part: Part) -> str:
-    cmake = shutil.which("cmake")
+    cmake = find_cmake()
     commands = cmake_commands(part, cmake) if cmake else nvcc_commands(part)
     make_directory(BUILD)
     run_commands(part, commands)
     return f"{LIBRARY.relative_to(ROOT)}, {DEV.relative_to(ROOT)} by {'cmake' if cmake else 'nvcc'}"
+
+
+def find_cmake() -> str | None:
+    """A cmake that CMakeLists.txt accepts; without one nvcc does it alone."""
+    cmake = shutil.which("cmake")
+    if not cmake or not (shutil.which("make") or shutil.which("ninja")):
+        return None
+    said = subprocess.run([cmake, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    return cmake if found and (int(found[1]), int(found[2])) >= (3, 24) else None
 
 
 def cmake_commands(part: Part, cmake: str) -> list[list[str]]:
@@ -270,7 +280,7 @@ def run_commands(part: Part, commands: Sequence[Sequence[str]]) -> str:
 def run_command(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
     """Exit code (None when it ran longer than `seconds` and was killed with its children) and output."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "runtime"))),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "runtime"), os.environ.get("PYTHONPATH", ""))),
         "PYTHONDONTWRITEBYTECODE": "1",
         "SDST_PLUGINS": str(LIBRARY),
     }

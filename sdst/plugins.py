@@ -32,6 +32,7 @@ SOURCES = Path(__file__).parents[1]
 TARGETS: dict[PluginDevice, str] = {"cuda": "sdst_plugins", "host": "sdst_plugins_host"}
 _LAST_LINES = 15  # of the log, shown when a build fails
 _MISSING = (  # what cmake says, and what mends it
+    (r"CMake 3\.\d+ or higher is required", "cmake 3.24 or newer is needed: run  pip install cmake"),
     (
         "No CMAKE_CXX_COMPILER could be found|Could not find compiler set in environment variable CXX",
         "a C++17 compiler is needed: run  apt install g++  or name one in CXX",
@@ -88,7 +89,7 @@ def build(
         )
     cmake = shutil.which("cmake")
     if not cmake:
-        raise DependencyError("cmake, 3.24 or newer, is needed to build: run  apt install cmake  or  pip install cmake")
+        raise DependencyError("cmake, 3.24 or newer, is needed to build: run  pip install cmake")
     device: PluginDevice = "host" if host else "cuda"
     options = _header_options(tensorrt, fetch_tensorrt_headers)
     folder = SOURCES / "build" / f"plugins-{device}"
@@ -271,8 +272,8 @@ def _facts(info: PluginInfo) -> Table:
 
 
 def _coverage(info: PluginInfo) -> str:
-    mends = "not covered; build it with  cmake -DCMAKE_CUDA_ARCHITECTURES=native"
     lines = [
-        f"{name}, sm_{capability}: {'covered' if covers(info, capability) else mends}" for name, capability in gpus()
+        f"{name}, sm_{capability}: {'covered' if covers(info, capability) else 'not covered; build it on this machine'}"
+        for name, capability in gpus()
     ]
     return "\n".join(lines) or "not known: nvidia-smi tells of none"

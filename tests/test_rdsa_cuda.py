@@ -80,7 +80,7 @@ def test_half_types_equal_oracle(case, kind):
 def test_rows_with_strides(name, kind):
     inputs = torch_inputs(MEDIUM[name], kind, "cuda")
     out, whole = op(*strided_inputs(inputs)), op(*inputs)
-    torch.testing.assert_close(out, whole, rtol=0, atol=4 * torch.finfo(kind).eps)
+    torch.testing.assert_close(out, whole, rtol=0, atol=max(4 * torch.finfo(kind).eps, 2e-6))
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -112,7 +112,8 @@ def test_odd_values(name, kind):
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=["float", "half"])
 def test_grids_at_their_limits(B, T, M, H, D, kind):
     inputs = random_inputs(B, T, M, H, 4, D, kind, "cuda")
-    torch.testing.assert_close(op(*inputs), rdsa(*inputs), rtol=0, atol=8 * torch.finfo(kind).eps)
+    atol = max(8 * torch.finfo(kind).eps, 5e-6)  # each form errs by 1e-6 in float32; a wrong index by 1
+    torch.testing.assert_close(op(*inputs), rdsa(*inputs), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("depth", [16, 32, 64])

@@ -9,7 +9,7 @@ namespace {
 thread_local char last_error[512] = "";  // a fixed place: keeping a failure must not fail itself
 }
 
-int sdst::fail(int status, const std::string& message) noexcept {
+int sdst::fail(int status, std::string_view message) noexcept {
     const size_t length = std::min(message.size(), sizeof last_error - 1);
     std::memcpy(last_error, message.data(), length);
     last_error[length] = '\0';

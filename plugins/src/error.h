@@ -2,12 +2,12 @@
 #ifndef SDST_ERROR_H
 #define SDST_ERROR_H
 
-#include <string>
+#include <string_view>
 
 namespace sdst {
 
 /* Keeps the message for sdst_last_error and returns the status. */
-int fail(int status, const std::string& message) noexcept;
+int fail(int status, std::string_view message) noexcept;
 
 }  // namespace sdst
 

@@ -6,7 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <string>
+#include <cstdio>
 
 #include "error.h"
 #include "rdsa_check.h"
@@ -75,7 +75,9 @@ int sdst_rdsa(const sdst_rdsa_problem* problem, void* stream) {
     const void* kernel = kernel_of(problem->type, sdst::point_step(*problem));
     const cudaError_t error = cudaLaunchKernel(kernel, grid, block, arguments, 0, static_cast<cudaStream_t>(stream));
     if (error != cudaSuccess) {
-        return sdst::fail(SDST_CUDA_ERROR, std::string("rdsa: the launch failed: ") + cudaGetErrorString(error));
+        char message[256];
+        std::snprintf(message, sizeof message, "rdsa: the launch failed: %s", cudaGetErrorString(error));
+        return sdst::fail(SDST_CUDA_ERROR, message);
     }
     return SDST_OK;
 }
