@@ -141,7 +141,8 @@ def test_an_interrupted_build_leaves_the_old_library_and_no_compiler(sources, tm
     compiler.chmod(0o755)
     out.mkdir()
     (out / HOST).write_text("old")
-    program = "import sys, pathlib, sdst.plugins as p; from sdst.cli import main\n"
+    program = "import signal, sys, pathlib, sdst.plugins as p; from sdst.cli import main\n"
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's children ignore it
     program += f"p.SOURCES = pathlib.Path({str(sources)!r})\n"
     program += f"sys.exit(main(['plugins', 'build', '--host', '--out', {str(out)!r}]))"
     with subprocess.Popen(
