@@ -1,9 +1,9 @@
-"""Interleaved timing: every round runs each variant once, so that a slow moment of the machine hits all of them."""
+"""What the benchmarks share: rates of this machine and tables of interleaved timings (sdst_runtime.bench)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sdst_runtime.bench import interleave
 from sdst_runtime.files import write_json
 from sdst_runtime.machine import machine_facts
 
 if TYPE_CHECKING:
     import torch
 
-
-def interleave(
-    variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5
-) -> dict[str, list[float]]:
-    """Seconds of every call, by variant. Rounds go on for `seconds` and `least` rounds; no sample is dropped."""
-    stop = time.perf_counter() + warm_up_s
-    while True:
-        for run in variants.values():
-            run()
-        if time.perf_counter() > stop:
-            break
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(next(iter(samples.values()))) < least:
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            samples[name].append(time.perf_counter() - start)
-    return samples
+__all__ = ["interleave", "matmul_rate", "report"]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

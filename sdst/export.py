@@ -6,22 +6,38 @@ import sys
 from pathlib import Path
 
 import tyro
+from rich.console import Console
 
 from sdst_export.bundle import export_bundle
-from sdst_export.towers import Precision
+from sdst_export.half import Precision
+from sdst_export.keep import NOTHING_KEPT, read_keep
+from sdst_export.report import read_report, report_table
+from sdst_runtime.errors import InputError
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.checkpoint import load_checkpoint
 
 
-def export(checkpoint: tyro.conf.Positional[Path], *, backbone: Path, out: Path, precision: Precision = "fp32") -> None:
-    """Write a bundle: vision.onnx, text.onnx, head.onnx, tokenizer.json and bundle.json.
+def export(
+    checkpoint: tyro.conf.Positional[Path],
+    *,
+    backbone: Path,
+    out: Path,
+    precision: Precision = "fp32",
+    keep_fp32: Path | None = None,
+) -> None:
+    """Write a bundle: vision.onnx, text.onnx, projection.onnx, head.onnx, tokenizer.json, export.json, bundle.json.
 
     Args:
         checkpoint: best.safetensors or last.safetensors of a run.
         backbone: The backbone file that the training features were made with.
         out: Directory of the bundle.
-        precision: Of the vision and the text model; the head is fp32 in both.
+        precision: Of all models; fp16 is written into the graphs, coordinates and norms stay fp32.
+        keep_fp32: Of an fp16 bundle, a file of modules that stay fp32, as  sdst calibrate audit  writes it.
     """
+    if keep_fp32 is not None and precision != "fp16":
+        raise InputError("--keep-fp32: expected with --precision fp16, in fp32 all modules are; leave one of them out")
+    keep = NOTHING_KEPT if keep_fp32 is None else read_keep(keep_fp32)
     trained, towers = load_checkpoint(checkpoint), load_backbone(backbone)
-    bundle = export_bundle(trained, towers, out, lambda line: print(line, file=sys.stderr), precision)  # noqa: T201
+    bundle = export_bundle(trained, towers, out, lambda line: print(line, file=sys.stderr), precision, keep)  # noqa: T201
+    Console(stderr=True).print(report_table(read_report(bundle.directory)))
     print(bundle.directory)  # noqa: T201

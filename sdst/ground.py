@@ -1,9 +1,10 @@
-"""`sdst ground`: moments of one video for one or more sentences, as a table, JSON or a page."""
+"""`sdst ground`: moments of videos for one or more sentences, as a table, JSON or a page."""
 
 from __future__ import annotations
 
 import json as json_module
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -11,9 +12,11 @@ from typing import Annotated, Any
 import tyro
 
 from sdst_runtime import Grounder, Grounding, VideoFeatures
-from sdst_runtime.errors import InputError
-from sdst_runtime.machine import machine_facts
+from sdst_runtime.contracts import EncodedVideo
+from sdst_runtime.errors import InputError, PartialFailure
+from sdst_runtime.machine import machine_facts, usable_cores
 from sdst_runtime.media import key_frames
+from sdst_runtime.pipeline import FailedVideo, Job, ground_videos
 from sdst_runtime.report import QueryPanel, Report, StageLatency, VideoPanel, write_report
 
 KEY_FRAMES = 10
@@ -28,39 +31,84 @@ def ground(
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     report: Path | None = None,
     top: int = 5,
+    window: int | None = None,
     threads: int | None = None,
 ) -> None:
     """Find the moments of a video that each sentence describes, and how much each clip is a highlight.
 
+    Of a list of videos each is asked all sentences. One that cannot be used is named on stderr, the others are done
+    and the exit code is 1.
+
     Args:
-        video: A video file.
+        video: A video file, or a .txt file with the path of one on each line.
         queries: One sentence or more, each quoted.
         bundle: The directory that `sdst export` or `sdst demo` wrote.
-        json: Print JSON with all moments and the saliency of each clip.
-        report: Write an HTML page to this file.
+        json: Print JSON with all moments and the saliency of each clip: one line a video.
+        report: Write an HTML page to this file; of one video only.
         top: Moments in the table for each sentence.
-        threads: Threads for each model; default: all cores.
+        window: Clips that the model sees at once of a longer video; default: as many as it takes. Best near the
+            lengths that it was trained on.
+        threads: Threads for each model; default: all cores, of a list all but the one that decodes.
     """
     if top < 1:
         raise InputError(f"--top: expected at least 1, got {top}")
     if not queries:
         raise InputError('no query given: expected  sdst ground VIDEO "a sentence" ... --bundle DIR')
-    grounder = Grounder.load(bundle, threads)
-    for query in queries:  # refuse a bad sentence before the video is decoded
-        grounder.tokenizer.encode(query, grounder.spec.max_tokens)
-    features = grounder.encode(video)
-    answers = grounder.ground_batch(features, queries)
-    for warning in grounder.warnings:
+    is_list = video.suffix == ".txt"
+    if is_list and report is not None:
+        raise InputError("--report: expected one video, got a list of them; leave it out, or give one video")
+    videos = read_list(video) if is_list else []
+    if is_list and threads is None:
+        threads = max(1, usable_cores() - 1)
+    with Grounder.load(bundle, threads, window_clips=window) as grounder:
+        for query in queries:  # refuse a bad sentence before a video is decoded
+            grounder.tokenizer.encode(query, grounder.spec.max_tokens)
+        if is_list:
+            ground_each(grounder, videos, queries, json, top)
+            return
+        encoded = grounder.encode(video)
+        answers = grounder.ground_batch(encoded, queries)
+        if report is not None:
+            write_report(report, single_report(video, grounder, encoded, answers))
+        print_answers(video, encoded, answers, json, top)
+
+
+def ground_each(grounder: Grounder, videos: Sequence[Path], queries: Sequence[str], json: bool, top: int) -> None:
+    """Print the answers about each video as soon as it is done, in order. Raises PartialFailure when some failed."""
+    failed = 0
+    for done in ground_videos(grounder, (Job(path, queries) for path in videos)):
+        if isinstance(done, FailedVideo):
+            failed += 1
+            print(f"failed: {done.reason}", file=sys.stderr)  # noqa: T201
+        else:
+            print_answers(done.path, done.video, done.groundings, json, top)
+    if failed:
+        raise PartialFailure(f"{failed} of {len(videos)} videos failed, as said above; the others are done")
+
+
+def read_list(path: Path) -> list[Path]:
+    """The paths in a .txt file, one a line. Raises InputError when it cannot be read or is empty."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    videos = [Path(line.strip()) for line in lines if line.strip()]
+    if not videos:
+        raise InputError(f"{path}: no videos in it; expected the path of one on each line")
+    return videos
+
+
+def print_answers(video: Path, encoded: EncodedVideo, answers: Sequence[Grounding], json: bool, top: int) -> None:
+    """A line of JSON or a table on stdout; on stderr what was wrong with the file."""
+    for warning in encoded.warnings:
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
-    if report is not None:
-        write_report(report, single_report(video, grounder, features, answers))
     if json:
-        print(json_module.dumps(as_json(video, features, answers)))  # noqa: T201
+        print(json_module.dumps(as_json(video, encoded, answers)), flush=True)  # noqa: T201
     else:
-        print_table(video, features, answers, top)
+        print_table(video, encoded, answers, top)
 
 
-def as_json(video: Path, features: VideoFeatures, answers: list[Grounding]) -> dict[str, Any]:
+def as_json(video: Path, features: VideoFeatures, answers: Sequence[Grounding]) -> dict[str, Any]:
     """The documented JSON of `sdst ground --json`."""
     return {
         "video": str(video),
@@ -77,7 +125,7 @@ def as_json(video: Path, features: VideoFeatures, answers: list[Grounding]) -> d
     }
 
 
-def print_table(video: Path, features: VideoFeatures, answers: list[Grounding], top: int) -> None:
+def print_table(video: Path, features: VideoFeatures, answers: Sequence[Grounding], top: int) -> None:
     """The best moments of each sentence, for a person."""
     from rich.console import Console
     from rich.markup import escape
@@ -95,7 +143,7 @@ def print_table(video: Path, features: VideoFeatures, answers: list[Grounding], 
         console.print(table)
 
 
-def single_report(video: Path, grounder: Grounder, features: VideoFeatures, answers: list[Grounding]) -> Report:
+def single_report(video: Path, grounder: Grounder, features: EncodedVideo, answers: Sequence[Grounding]) -> Report:
     """A page about one video."""
     panel = video_panel(video, features, tuple(QueryPanel(answer) for answer in answers))
     return Report(
@@ -105,7 +153,7 @@ def single_report(video: Path, grounder: Grounder, features: VideoFeatures, answ
         latency=latency_rows(grounder, len(features.features)),
         machine=machine_facts(),
         facts=(("bundle", str(grounder.bundle.directory)), ("backbone", features.spec.backbone)),
-        notes=tuple(grounder.warnings),
+        notes=features.warnings,
     )
 
 
@@ -124,6 +172,7 @@ def latency_rows(grounder: Grounder, clips: int | None) -> tuple[StageLatency, .
         for stage, note, of_clips in (
             ("decode", "a video", clips),
             ("vision", "a video", clips),
+            ("projection", "a video", clips),
             ("text", "a call", None),
             ("head", "a call", None),
         )

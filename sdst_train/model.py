@@ -43,9 +43,13 @@ class DenseStream(nn.Module):
         self.ffn = FeedForward(width, config.ffn_ratio)
         self.after_cross, self.after_self, self.after_ffn = (Residual(width, config.drop_path) for _ in range(3))
 
-    def forward(self, step: int, dense: Tensor, video: Tensor, position: Tensor, text: Tensor, masks: Masks) -> Tensor:
+    def forward(
+        self, step: int, before: Tensor | None, video: Tensor, position: Tensor, text: Tensor, masks: Masks
+    ) -> Tensor:
+        """One step: new dense embeddings B T F from the old ones, which are zero (None) before the first step."""
         gate = self.gate[step] if self.raw_gate else self.gate[step].sigmoid()
-        dense = gate * dense + (1 - gate) * video
+        fresh = (1 - gate) * video
+        dense = fresh if before is None else gate * before + fresh
         dense = self.after_cross(dense, self.cross(dense + position, text, text, masks.text_BL))
         place = dense + position
         dense = self.after_self(dense, self.self_attention(place, place, dense, masks.video_BT))
@@ -124,7 +128,8 @@ class Masks:
 
 
 class SDST(nn.Module):
-    """The side-tuner. `forward` is for training, `ground` for everything after it.
+    """The side-tuner. `forward` is for training, `ground` for everything after it; `project` and `ground_projected` are
+    its two halves, for many sentences about one video.
 
     video B T K' V and text B K' L X with K' >= K layers, shallow to deep: the last K are used. video_mask B T and
     text_mask B L are boolean.
@@ -144,11 +149,57 @@ class SDST(nn.Module):
         self.text_pool = TextPool(width)
 
     def forward(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Outputs:
-        masks = Masks(video_mask, text_mask, video_mask.sum(1, dtype=torch.int32))
-        video_KBTF, text_KBLF = self._project(video, text, masks)
-        position = self._clip_positions(video_mask, masks.length_B).to(video_KBTF.dtype)
-        dense = torch.zeros_like(video_KBTF[0])
-        hidden = reference_logit = None
+        masks = Masks(video_mask, text_mask, _length(video_mask))
+        video_KBTF = self.project(video, video_mask).permute(2, 0, 1, 3)
+        text_KBLF = self._project_text(text, text_mask)
+        dense, logits, spans = self._refine(video_KBTF, text_KBLF, masks)
+        text_KBF = torch.stack([self.text_pool(text_BLF, text_mask) for text_BLF in text_KBLF])
+        return Outputs(
+            logit_KBM=torch.stack(logits),
+            span_KBM2=torch.stack(spans),
+            actionness_BM=self.actionness(dense, spans[-1].detach(), masks.length_B),
+            saliency_BT=saliency(dense, text_KBF[-1]),
+            video_KBTF=video_KBTF,
+            text_KBF=text_KBF,
+        )
+
+    def ground(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
+        """Moments B M 2 (start, end, fractions of the valid length), scores B M in 0..1, saliency B T in -1..1."""
+        return self.ground_projected(self.project(video, video_mask), video_mask, text, text_mask)
+
+    def project(self, video: Tensor, video_mask: Tensor) -> Tensor:
+        """What no sentence changes, so that it is computed once a video: B T K F, the steps in order."""
+        config, length_B = self.config, _length(video_mask)
+        video = video[:, :, -1:] if config.feature_mode == "last_repeat" else video[:, :, -config.layers :]
+        video_KBTV = video.masked_fill(~video_mask[..., None, None], 0).permute(2, 0, 1, 3)
+        extent = self._clip_extents(video_mask, length_B).to(video.dtype).expand(video_KBTV.shape[0], -1, -1, -1)
+        projected_KBTF = self.project_video(torch.cat((video_KBTV, extent), dim=-1))
+        return self._in_order(projected_KBTF).permute(1, 2, 0, 3)
+
+    def ground_projected(
+        self, projected: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What `ground` returns, from the `project` of the video, B T K F."""
+        masks = Masks(video_mask, text_mask, _length(video_mask))
+        text_KBLF = self._project_text(text, text_mask)
+        dense, logits, spans = self._refine(projected.permute(2, 0, 1, 3), text_KBLF, masks)
+        actionness = self.actionness(dense, spans[-1], masks.length_B)
+        curve = saliency(dense, self.text_pool(text_KBLF[-1], text_mask))
+        centre, width = spans[-1].unbind(-1)
+        moments = torch.stack((centre - width / 2, centre + width / 2), dim=-1).clamp(0, 1)
+        score = at_least_float32(logits[-1]).sigmoid() * actionness
+        return moments, score, curve.masked_fill(~video_mask, -1)
+
+    def lower(self, op: RdsaOp | None = None) -> SDST:
+        """Replace RDSA by its lowered form, in place; `op` computes sdst::RDSA (default: the gather form)."""
+        if isinstance(self.sparse.sample, RDSA):
+            self.sparse.sample = LoweredRDSA(self.sparse.sample, *([op] if op else []))
+        return self
+
+    def _refine(self, video_KBTF: Tensor, text_KBLF: Tensor, masks: Masks) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """All steps: the dense embeddings B T F of the last, class logits B M and spans B M 2 of each."""
+        position = self._clip_positions(masks.video_BT, masks.length_B).to(video_KBTF.dtype)
+        dense = hidden = reference_logit = None
         logits, spans = [], []
         for step in range(self.config.layers):
             text_BLF = text_KBLF[step]
@@ -160,48 +211,19 @@ class SDST(nn.Module):
             hidden, reference_logit = self.sparse(hidden, reference_logit, dense, position, text_BLF, masks)
             logits.append(self.classify(hidden).squeeze(-1))
             spans.append(reference_logit.sigmoid())
-        text_KBF = torch.stack([self.text_pool(text_BLF, text_mask) for text_BLF in text_KBLF])
-        final_span = spans[-1].detach()
-        return Outputs(
-            logit_KBM=torch.stack(logits),
-            span_KBM2=torch.stack(spans),
-            actionness_BM=self.actionness(dense, final_span, masks.length_B),
-            saliency_BT=saliency(dense, text_KBF[-1]),
-            video_KBTF=video_KBTF,
-            text_KBF=text_KBF,
-        )
+        assert dense is not None  # there is a step at least
+        return dense, logits, spans
 
-    def ground(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
-        """Moments B M 2 (start, end, fractions of the valid length), scores B M in 0..1, saliency B T in -1..1."""
-        out = self(video, video_mask, text, text_mask)
-        centre, width = out.span_KBM2[-1].unbind(-1)
-        spans = torch.stack((centre - width / 2, centre + width / 2), dim=-1).clamp(0, 1)
-        score = at_least_float32(out.logit_KBM[-1]).sigmoid() * out.actionness_BM
-        return spans, score, out.saliency_BT.masked_fill(~video_mask, -1)
+    def _project_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        """K B L F in the order of the steps."""
+        text = text[:, -1:] if self.config.feature_mode == "last_repeat" else text[:, -self.config.layers :]
+        return self._in_order(self.project_text(text.masked_fill(~text_mask[:, None, :, None], 0).transpose(0, 1)))
 
-    def lower(self, op: RdsaOp | None = None) -> SDST:
-        """Replace RDSA by its lowered form, in place; `op` computes sdst::RDSA (default: the gather form)."""
-        if isinstance(self.sparse.sample, RDSA):
-            self.sparse.sample = LoweredRDSA(self.sparse.sample, *([op] if op else []))
-        return self
-
-    def _project(self, video: Tensor, text: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """K B T F and K B L F in the order of the steps."""
-        K = self.config.layers
+    def _in_order(self, projected: Tensor) -> Tensor:
+        """One row a step, first to last, from projected layers, shallow to deep (axis 0)."""
         if self.config.feature_mode == "last_repeat":
-            video, text = video[:, :, -1:], text[:, -1:]
-        else:
-            video, text = video[:, :, -K:], text[:, -K:]
-        video_KBTV = video.masked_fill(~masks.video_BT[..., None, None], 0).permute(2, 0, 1, 3)
-        text_KBLX = text.masked_fill(~masks.text_BL[:, None, :, None], 0).transpose(0, 1)
-        extent = self._clip_extents(masks.video_BT, masks.length_B).to(video.dtype)
-        video_KBTF = self.project_video(torch.cat((video_KBTV, extent.expand(video_KBTV.shape[0], -1, -1, -1)), dim=-1))
-        text_KBLF = self.project_text(text_KBLX)
-        if self.config.feature_mode == "last_repeat":
-            return video_KBTF.expand(K, -1, -1, -1), text_KBLF.expand(K, -1, -1, -1)
-        if self.config.layer_order == "reversed":
-            return video_KBTF.flip(0), text_KBLF.flip(0)
-        return video_KBTF, text_KBLF
+            return projected.expand(self.config.layers, *[-1] * (projected.dim() - 1))
+        return projected.flip(0) if self.config.layer_order == "reversed" else projected
 
     @staticmethod
     def _clip_extents(mask_BT: Tensor, length_B: Tensor) -> Tensor:
@@ -211,6 +233,10 @@ class SDST(nn.Module):
 
     def _clip_positions(self, mask_BT: Tensor, length_B: Tensor) -> Tensor:
         return sine_position(self._clip_extents(mask_BT, length_B).mean(-1), self.config.width)
+
+
+def _length(mask_BT: Tensor) -> Tensor:
+    return mask_BT.sum(1, dtype=torch.int32)
 
 
 def initial_references(config: ModelConfig) -> Tensor:

@@ -164,7 +164,7 @@ def bundle(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported.directory, tmp_path / "bundle"))
 
 
-@pytest.mark.parametrize("name", ["head.onnx", "vision.onnx", "text.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["head.onnx", "projection.onnx", "vision.onnx", "text.onnx", "tokenizer.json"])
 def test_bundle_with_a_missing_or_changed_file(capsys, bundle, video, name):
     data = (bundle / name).read_bytes()
     (bundle / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -278,7 +278,7 @@ def test_train_then_export_then_ground(capsys, dataset, exported, video, tmp_pat
     code, out, err = run(capsys, *command)
     assert (code, out.strip()) == (0, str(bundle)), err
     stated = {name: open_session(bundle / f"{name}.onnx").metadata["sdst.precision"] for name in MODELS}
-    assert stated == {"vision": "fp16", "text": "fp16", "head": "fp32"}
+    assert stated == dict.fromkeys(MODELS, "fp16")
     code, out, _ = run(capsys, "ground", video, QUERY, "--bundle", bundle, "--json")
     assert len(json.loads(out)["results"][0]["moments"]) == 3
 

@@ -21,7 +21,7 @@ from sdst_export.graph import save_model
 from sdst_export.half import half_products
 from sdst_export.towers import Precision, export_text, export_vision
 from sdst_runtime import Grounder
-from sdst_runtime.bundle import Bundle, write_manifest
+from sdst_runtime.bundle import EXPORT_REPORT, MODELS, TOKENIZER, Bundle, write_manifest
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import sha256_file
@@ -176,17 +176,18 @@ def save_again(source: Path, target: Path, inline_limit: int) -> Path:
     target.mkdir(exist_ok=True)
     for name in manifest.models.values():
         save_model(ir.load(source / name), target / name, inline_limit)
-    shutil.copy(source / "tokenizer.json", target)
+    for name in (TOKENIZER, EXPORT_REPORT):
+        shutil.copy(source / name, target)
     write_manifest(target, manifest.spec, manifest.models, manifest.sdst_version)
     return target
 
 
 def test_weights_beside_the_graph_give_the_same_answers(exported, apart, video):
-    weights = {f"{name}.onnx.data" for name in ("vision", "text", "head")}
+    weights = {f"{name}.onnx.data" for name in MODELS}
     assert {path.name for path in apart.iterdir()} == weights | {path.name for path in exported.directory.iterdir()}
     assert weights <= Bundle.open(apart).manifest.files.keys()
     assert not weights & Bundle.open(exported.directory).manifest.files.keys()
-    for name in ("vision.onnx", "text.onnx", "head.onnx"):
+    for name in [f"{name}.onnx" for name in MODELS]:
         assert (apart / name).stat().st_size < (exported.directory / name).stat().st_size
     one, other = (Grounder.load(directory, threads=1) for directory in (exported.directory, apart))
     mine, theirs = (grounder.ground(grounder.encode(video), "a red circle moves") for grounder in (one, other))
@@ -223,7 +224,7 @@ def test_a_graph_that_the_checker_refuses_is_not_written(exported, tmp_path, inl
 
 
 @pytest.mark.parametrize("field", ["mean", "std"])
-@pytest.mark.parametrize("place", ["bundle.json", "vision.onnx", "text.onnx", "head.onnx"])
+@pytest.mark.parametrize("place", ["bundle.json", *(f"{name}.onnx" for name in MODELS)])
 def test_one_changed_statistic_anywhere_is_refused(exported, tmp_path, place, field):
     """The digests are made to fit, so that it is the contracts that disagree."""
     bundle = Path(shutil.copytree(exported.directory, tmp_path / "bundle"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sdst_runtime.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
@@ -12,8 +12,11 @@ from sdst_train.backbone.towers import Backbone
 from sdst_train.checkpoint import Checkpoint
 
 from .graph import save_model
-from .head import export_head
-from .towers import Precision, export_text, export_vision
+from .half import Precision
+from .head import export_head, export_projection
+from .keep import NOTHING_KEPT
+from .report import make_report, write_report
+from .towers import export_text, export_vision
 
 
 def export_bundle(
@@ -22,13 +25,16 @@ def export_bundle(
     out: Path,
     say: Callable[[str], None] = lambda line: None,
     precision: Precision = "fp32",
+    keep: Mapping[str, Sequence[str]] = NOTHING_KEPT,
 ) -> Bundle:
-    """Write vision.onnx, text.onnx, head.onnx, tokenizer.json and, last, bundle.json into `out`.
+    """Write vision.onnx, text.onnx, projection.onnx, head.onnx, tokenizer.json, export.json (the
+    export report) and, last, bundle.json into `out`.
 
-    `precision` is the towers'; the head is float32. Weights too large for an ONNX file go into a .data file beside it.
-    An older bundle there is replaced once all exports have succeeded; while files change the directory has no
-    bundle.json and is no bundle. Raises ContractError when the checkpoint was trained on features of
-    another backbone, ExportError when a weight exceeds float16, InputError when `out` cannot be written.
+    All models are in `precision` (half.py says what that means); of an fp16 bundle the modules that `keep` names, by
+    model, stay float32 (keep.py). Weights too large for an ONNX file go into a .data
+    file beside it. An older bundle there is replaced once all exports have succeeded; while files change the directory
+    has no bundle.json and is no bundle. Raises ContractError when the checkpoint was trained on features of another
+    backbone, ExportError when a weight exceeds float16, InputError when `out` cannot be written.
     """
     backbone.spec.require(
         checkpoint.spec,
@@ -39,18 +45,23 @@ def export_bundle(
     )
     out = Path(out)
     make_directory(out)
+    of_head = [*keep.get("projection", ()), *keep.get("head", ())]  # two parts of one model
     exports = {
-        "vision": lambda: export_vision(backbone, precision),
-        "text": lambda: export_text(backbone, precision),
-        "head": lambda: export_head(checkpoint),
+        "vision": lambda: export_vision(backbone, precision, keep.get("vision", ())),
+        "text": lambda: export_text(backbone, precision, keep.get("text", ())),
+        "projection": lambda: export_projection(checkpoint, precision, of_head),
+        "head": lambda: export_head(checkpoint, precision, of_head),
     }
     graphs = {}
     for name, export in exports.items():
         say(f"exporting {name}.onnx")
         graphs[name] = export()
+    trained = {"vision": backbone.vision, "text": backbone.text, "head": checkpoint.model}
+    report = make_report(graphs, trained, checkpoint.config.model.queries, precision)
     remove(out / MANIFEST)
     for name, graph in graphs.items():
         save_model(graph, out / f"{name}.onnx")
     write_text(out / TOKENIZER, backbone.tokenizer_json)
+    write_report(report, out)
     models = {name: f"{name}.onnx" for name in graphs}
     return write_manifest(out, checkpoint.spec, models, importlib.metadata.version("sdst"))

@@ -5,9 +5,11 @@ A graph stays in onnxscript's form until it is a file: a protobuf message with t
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,10 +24,12 @@ from sdst_runtime.bundle import DATA_SUFFIX
 from sdst_runtime.files import atomic_files, remove
 
 from .attention import TRANSLATIONS
+from .clean import clean
 from .errors import ExportError
 from .rdsa_op import DOMAIN, NAME, OPSET, add_function
 
 INLINE_LIMIT = 2_000_000_000  # bytes of weights; a protobuf message must stay below 2^31
+TRACED_NODES = "sdst.traced_nodes"  # in an ir.Model's `meta`: how many nodes there were before cleaning
 Node = TypeVar("Node", ir.Node, onnx.NodeProto)
 
 
@@ -38,8 +42,9 @@ def export_module(
 ) -> ir.Model:
     """Trace `module(*inputs)` to ONNX, opset 20, all functions inlined except sdst::RDSA, which gets its body.
 
-    `dynamic` names the free axes of each input; inputs without an entry are fixed. Raises ExportError when an axis that
-    was to stay free was fixed by the tracer.
+    `dynamic` names the free axes of each input; inputs without an entry are fixed. Nodes are named by the module that
+    they come from, `dense.cross.query/MatMul_94`, RDSA's by its step. A graph of less than 2 GB of weights is cleaned.
+    Raises ExportError when an axis that was to stay free was fixed by the tracer.
     """
     dims = {name: torch.export.Dim.DYNAMIC for axes in dynamic.values() for name in axes.values()}
     shapes = tuple({axis: dims[name] for axis, name in dynamic.get(i, {}).items()} for i in inputs)
@@ -56,6 +61,7 @@ def export_module(
             optimize=True,
         )
     model: ir.Model = program.model
+    _name_nodes(model)
     steps = rdsa_nodes(model.graph)
     for step, node in enumerate(steps, 1):
         node.name = f"{DOMAIN}::{NAME}.step{step}"  # what Polygraphy and TensorRT's inspector show
@@ -65,6 +71,11 @@ def export_module(
     _strip_trace_notes(model)
     model.metadata_props.update(metadata)
     model.producer_name = "sdst"
+    traced = len(model.graph)
+    if weight_bytes(model) <= INLINE_LIMIT:
+        with _quiet():
+            model = clean(model)
+    model.meta[TRACED_NODES] = traced
     return model
 
 
@@ -80,7 +91,7 @@ def save_model(model: ir.Model, path: Path, inline_limit: int = INLINE_LIMIT) ->
     refuses the graph and InputError when `path` cannot be written.
     """
     data = path.with_name(path.name + DATA_SUFFIX)
-    apart = _weight_bytes(model) > inline_limit
+    apart = weight_bytes(model) > inline_limit
     with atomic_files((data, path) if apart else (path,)) as folder:
         ir.save(model, folder / path.name, external_data=data.name if apart else None)
         _check(folder / path.name)
@@ -88,7 +99,8 @@ def save_model(model: ir.Model, path: Path, inline_limit: int = INLINE_LIMIT) ->
         remove(data)
 
 
-def _weight_bytes(model: ir.Model) -> int:
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all weights."""
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
 
 
@@ -101,17 +113,30 @@ def _check(path: Path) -> None:
 
 def _name_dynamic_axes(model: ir.Model, dynamic: Mapping[str, Mapping[int, str]]) -> None:
     """Replace the tracer's names of free axes (s0, s77) by ours, everywhere they occur."""
-    renamed: dict[str | None, str] = {}
+    renamed: dict[str, str] = {}
     for value in model.graph.inputs:
         for axis, name in dynamic.get(value.name or "", {}).items():
             traced = _shape(value)[axis]
             if not isinstance(traced, ir.SymbolicDim):
                 raise ExportError(f"axis {axis} of {value.name} was to stay free, the tracer fixed it to {traced}")
-            renamed[traced.value] = name
+            renamed[str(traced.value)] = name
     for value in _values(model):
-        dims = (renamed.get(dim.value, dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in _shape(value))
         if value.shape is not None:
-            value.shape = ir.Shape(dims)
+            value.shape = ir.Shape(
+                re.sub(r"\w+", lambda found: renamed.get(found[0], found[0]), str(dim.value))
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+                else dim
+                for dim in _shape(value)
+            )
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name nodes by their place among the modules, which the tracer notes; a wrapper's `model.` is left out."""
+    for number, node in enumerate(model.graph):
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        modules = [scope for scope in scopes[:-1] if scope and not scope.startswith("_")]
+        place = modules[-1].removeprefix("model.") if modules else ""
+        node.name = f"{place}/{node.op_type}_{number}"
 
 
 def _strip_trace_notes(model: ir.Model) -> None:
@@ -119,6 +144,9 @@ def _strip_trace_notes(model: ir.Model) -> None:
     for noted in (model.graph, *model.graph, *_values(model), *model.graph.initializers.values()):
         noted.metadata_props.clear()
         noted.doc_string = None
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def _values(model: ir.Model) -> list[ir.Value]:

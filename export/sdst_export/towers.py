@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from onnxscript import ir
@@ -10,33 +10,31 @@ from onnxscript import ir
 from sdst_train.backbone.towers import Backbone
 
 from .graph import export_module
-from .half import Tower, half_products
-
-Precision = Literal["fp32", "fp16"]
+from .half import Precision, Tower, half_products
 
 
-def export_vision(backbone: Backbone, precision: Precision = "fp32") -> ir.Model:
+def export_vision(backbone: Backbone, precision: Precision = "fp32", keep: Sequence[str] = ()) -> ir.Model:
     """clips N frames S S 3 uint8 RGB -> features N K V float32; dynamic N. Raises ExportError (see `half_products`)."""
     spec = backbone.spec
     clips = torch.zeros(2, spec.frames_per_clip, spec.image_size, spec.image_size, 3, dtype=torch.uint8)
-    tower = _typed(backbone.vision, precision)
+    tower = _typed(backbone.vision, precision, keep)
     metadata = _metadata(backbone, "vision", precision)
     return export_module(tower, {"clips": clips}, ["features"], {"clips": {0: "N"}}, metadata)
 
 
-def export_text(backbone: Backbone, precision: Precision = "fp32") -> ir.Model:
+def export_text(backbone: Backbone, precision: Precision = "fp32", keep: Sequence[str] = ()) -> ir.Model:
     """token_ids B L int64, token_mask B L bool -> features B K L X float32; dynamic B and L.
 
     Raises ExportError (see `half_products`).
     """
     inputs = {"token_ids": torch.ones(2, 9, dtype=torch.int64), "token_mask": torch.ones(2, 9, dtype=torch.bool)}
     dynamic = {name: {0: "B", 1: "L"} for name in inputs}
-    tower = _typed(backbone.text, precision)
+    tower = _typed(backbone.text, precision, keep)
     return export_module(tower, inputs, ["features"], dynamic, _metadata(backbone, "text", precision))
 
 
-def _typed(tower: Tower, precision: Precision) -> Tower:
-    return half_products(tower) if precision == "fp16" else tower
+def _typed(tower: Tower, precision: Precision, keep: Sequence[str]) -> Tower:
+    return half_products(tower, keep) if precision == "fp16" else tower
 
 
 def _metadata(backbone: Backbone, kind: str, precision: Precision) -> dict[str, str]:

@@ -14,12 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .contracts import FeatureSpec, Grounding, Moment, TextFeatures, VideoFeatures
+    from .contracts import EncodedVideo, FeatureSpec, Grounding, Moment, TextFeatures, VideoFeatures
     from .errors import SdstError
     from .grounder import Grounder
+    from .pipeline import FailedVideo, GroundedVideo, Job, ground_videos
     from .session import Session, open_session
 
 _HOME = {
+    "EncodedVideo": "contracts",
     "FeatureSpec": "contracts",
     "Grounding": "contracts",
     "Moment": "contracts",
@@ -27,19 +29,28 @@ _HOME = {
     "VideoFeatures": "contracts",
     "SdstError": "errors",
     "Grounder": "grounder",
+    "FailedVideo": "pipeline",
+    "GroundedVideo": "pipeline",
+    "Job": "pipeline",
+    "ground_videos": "pipeline",
     "Session": "session",
     "open_session": "session",
 }
 
 __all__ = [
+    "EncodedVideo",
+    "FailedVideo",
     "FeatureSpec",
+    "GroundedVideo",
     "Grounder",
     "Grounding",
+    "Job",
     "Moment",
     "SdstError",
     "Session",
     "TextFeatures",
     "VideoFeatures",
+    "ground_videos",
     "open_session",
 ]
 

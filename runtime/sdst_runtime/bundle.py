@@ -1,12 +1,14 @@
 """A bundle: the directory that a device needs, and nothing else.
 
-vision, text and head models, tokenizer.json, and bundle.json: the feature contract and the SHA-256 of every file. A
-model too large for one ONNX file has its weights beside it, in a file of its name and `.data`.
+vision, text, projection and head models, tokenizer.json, and bundle.json: the feature contract and the SHA-256 of every
+file. A model too large for one ONNX file has its weights beside it, in a file of its name and `.data`. The projection
+is the part of the head that no sentence changes: it runs once a video.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ from typing import Any
 from .contracts import FeatureSpec
 from .errors import ContractError, InputError, first_fault
 from .files import sha256_file, write_json
-from .session import Session, open_session
+from .session import HeadSession, Session, open_session
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 DATA_SUFFIX = ".data"
-MODELS = ("vision", "text", "head")
-FORMAT = 1
+EXPORT_REPORT = "export.json"  # what the graphs hold; nothing reads it to run
+MODELS = ("vision", "text", "projection", "head")
+FORMAT = 2  # 1 had the projection inside the head
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Manifest:
     format: int
     sdst_version: str
     spec: FeatureSpec
-    models: dict[str, str]  # "vision", "text", "head" -> file name
+    models: dict[str, str]  # each of MODELS -> file name
     files: dict[str, str]  # file name -> SHA-256
 
 
@@ -58,7 +61,7 @@ class Bundle:
         return cls(directory, manifest)
 
     def path(self, model: str) -> Path:
-        """The file of "vision", "text" or "head"."""
+        """The file of one of MODELS."""
         return self.directory / self.manifest.models[model]
 
     def session(self, model: str, threads: int | None = None) -> Session:
@@ -77,11 +80,21 @@ class Bundle:
         )
         return session
 
+    def head(self, threads: int | None = None) -> HeadSession:
+        """The projection and the head as one model. Raises ContractError when they do not belong together."""
+        return HeadSession(self.session("projection", threads), self.session("head", threads))
 
-def write_manifest(directory: Path, spec: FeatureSpec, models: dict[str, str], version: str) -> Bundle:
-    """Digest the files of a finished bundle and write bundle.json, last, so that a bundle without it is unfinished."""
+
+def write_manifest(
+    directory: Path, spec: FeatureSpec, models: dict[str, str], version: str, beside: Sequence[str] = ()
+) -> Bundle:
+    """Digest the files of a finished bundle and write bundle.json, last, so that a bundle without it is unfinished.
+
+    `beside` names files that the models need: sidecars of engines, a plugin's library.
+    """
     weights = [name + DATA_SUFFIX for name in models.values() if (directory / (name + DATA_SUFFIX)).is_file()]
-    names = [*models.values(), *weights, TOKENIZER]
+    reports = [EXPORT_REPORT] if (directory / EXPORT_REPORT).is_file() else []
+    names = [*models.values(), *weights, *beside, TOKENIZER, *reports]
     files = {name: sha256_file(directory / name) for name in names}
     manifest = Manifest(FORMAT, version, spec, models, files)
     write_json(directory / MANIFEST, dataclasses.asdict(manifest))

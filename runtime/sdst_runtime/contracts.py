@@ -1,6 +1,7 @@
 """What flows between the rooms: the feature contract and the arrays that carry it.
 
-Shape letters: T clips, K tapped layers, L text tokens, V visual width, X text width. Time is in seconds.
+Shape letters: T clips, n clips of a window, K tapped layers, L text tokens, V visual width, X text width, F width of
+the head. Time is in seconds.
 """
 
 from __future__ import annotations
@@ -86,6 +87,29 @@ class VideoFeatures:
 
     def __post_init__(self) -> None:
         _check(self.features, ("T", self.spec.layers, self.spec.video_width), "video features")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive clips that the head sees at once."""
+
+    start: int  # first clip
+    stop: int  # one after the last
+
+    @property
+    def clips(self) -> int:
+        """n."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class EncodedVideo(VideoFeatures):
+    """A video ready for questions: its features and what a head's projection made of them, window by window."""
+
+    windows: tuple[Window, ...]  # one for a video that the head takes whole
+    projected: tuple[np.ndarray, ...]  # of each window: n K F, float32 or float16
+    projection_sha256: str  # of the model that made them
+    warnings: tuple[str, ...] = ()  # what was wrong with the file and what was done about it, a line each
 
 
 @dataclass(frozen=True)

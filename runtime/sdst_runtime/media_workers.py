@@ -78,6 +78,25 @@ def decoding(
             worker.pipe.close()
 
 
+def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> Iterator[Piece | Unusable]:
+    """What is sent of one video, in order; `threads` are the decoder's (0: one a core)."""
+    av = require_package("av", "")
+    stream, held = ClipStream(path, spec, batch=_PIECE, threads=threads), None
+    try:
+        for clips in stream:
+            if held is not None:
+                yield Piece(video, held, None)
+            held = clips
+    except InputError as error:
+        yield Unusable(video, str(error))
+        return
+    except (av.FFmpegError, ValueError, OSError, MemoryError) as error:  # of frames that cannot be scaled
+        yield Unusable(video, f"{path}: cannot be decoded ({error!r}); convert it to mp4")
+        return
+    assert held is not None, "a video has at least one clip"
+    yield Piece(video, held, Ending(stream.clips, stream.duration_s, tuple(stream.warnings)))
+
+
 @dataclass
 class _Worker:
     process: SpawnProcess
@@ -142,23 +161,5 @@ def _work(pipe: Connection, spec: FeatureSpec) -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the caller is gone
         while True:
             video, path = pipe.recv()
-            for message in _decode(video, path, spec):
+            for message in decode_pieces(video, path, spec, threads=1):
                 pipe.send(message)
-
-
-def _decode(video: int, path: Path, spec: FeatureSpec) -> Iterator[Piece | Unusable]:
-    av = require_package("av", "")
-    stream, held = ClipStream(path, spec, batch=_PIECE, threads=1), None
-    try:
-        for clips in stream:
-            if held is not None:
-                yield Piece(video, held, None)
-            held = clips
-    except InputError as error:
-        yield Unusable(video, str(error))
-        return
-    except (av.FFmpegError, ValueError, OSError, MemoryError) as error:  # of frames that cannot be scaled
-        yield Unusable(video, f"{path}: cannot be decoded ({error!r}); convert it to mp4")
-        return
-    assert held is not None, "a video has at least one clip"
-    yield Piece(video, held, Ending(stream.clips, stream.duration_s, tuple(stream.warnings)))

@@ -1,0 +1,106 @@
+"""The head on a CPU: torch eager as trained against ONNX Runtime, whole, and projection and head apart.
+
+    python benchmarks/head.py                   # random weights, K 4, F 256, M 30: time depends on shapes only
+    python benchmarks/head.py --checkpoint run/best.safetensors
+
+All variants run in turn, in one process. "first query" is projection and head, "next query" the head alone, on a video
+whose projection is at hand. Shapes: B queries of one video, T clips, L tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnxruntime
+import torch
+import tyro
+from timing import interleave, report
+
+from sdst_export.graph import save_model
+from sdst_export.half import Precision
+from sdst_export.head import export_head, export_projection
+from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.dataset import pad_inputs
+from sdst_runtime.session import HeadSession, open_session
+from sdst_train.checkpoint import Checkpoint, load_checkpoint
+from sdst_train.config import ModelConfig, TrainConfig
+from sdst_train.model import SDST
+from sdst_train.session import TorchSession
+
+
+def main(
+    checkpoint: Path | None = None,
+    batch: int = 1,
+    clips: int = 75,
+    tokens: int = 20,
+    threads: int = 2,
+    seconds: float = 30.0,
+    fp16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    output: Path | None = None,
+) -> None:
+    """Print p50, p90, p99 and the ratio to torch of each variant.
+
+    Args:
+        checkpoint: The model; default: the paper's sizes with random weights.
+        batch: Queries of one call.
+        clips: Clips of the video.
+        tokens: Tokens of each query.
+        threads: Of torch and of ONNX Runtime.
+        seconds: Of timing, after a warm-up.
+        fp16: Time the float16 bundle's head too; a CPU computes it in float32, with casts.
+        output: JSON with every sample.
+    """
+    torch.set_num_threads(threads)
+    trained = random_checkpoint() if checkpoint is None else load_checkpoint(checkpoint)
+    spec, rng = trained.spec, np.random.default_rng(0)
+    video = rng.standard_normal((clips, spec.layers, spec.video_width)).astype(np.float32)
+    texts = [rng.standard_normal((spec.layers, tokens, spec.text_width)).astype(np.float32) for _ in range(batch)]
+    inputs = pad_inputs([video] * batch, texts)
+    eager = TorchSession(trained.model)
+    variants = {"torch eager": lambda: eager.run(inputs)}
+    for precision in ("fp32", "fp16") if fp16 else ("fp32",):
+        first, following = calls(open_head(trained, precision, threads), inputs)
+        variants |= {f"onnxrt {precision}, first query": first, f"onnxrt {precision}, next query": following}
+    title = f"head, B {batch} T {clips} L {tokens}, {threads} threads"
+    versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
+    report(title, interleave(variants, seconds=seconds), versions=versions, output=output)
+
+
+def open_head(trained: Checkpoint, precision: Precision, threads: int) -> HeadSession:
+    """Export both models and open them."""
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = []
+        for name, export in (("projection", export_projection), ("head", export_head)):
+            path = Path(folder) / f"{name}.onnx"
+            save_model(export(trained, precision), path)
+            sessions.append(open_session(path, threads))
+    return HeadSession(*sessions)
+
+
+def calls(head: HeadSession, inputs: dict[str, np.ndarray]):
+    """A run of all, and a run of the head on what the projection gave."""
+    projected = head.projection.run({name: inputs[name][:1] for name in ("video", "video_mask")})["projected"]
+    given = {name: inputs[name] for name in ("video_mask", "text", "text_mask")}
+    given["projected"] = np.repeat(projected, len(inputs["text"]), axis=0)
+    return lambda: head.run(inputs), lambda: head.head.run(given)
+
+
+def random_checkpoint() -> Checkpoint:
+    """An untrained model of the paper's sizes (K 4, F 256, M 30)."""
+    torch.manual_seed(0)
+    model = SDST(ModelConfig()).eval()
+    spec = FeatureSpec(
+        backbone="random", backbone_sha256="", layers=model.config.layers, pool="adaptive", frames_per_clip=4,
+        clip_s=2.0, image_size=224, resize="bicubic", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
+        video_width=model.config.video_width, text_model="random", max_tokens=40, text_width=model.config.text_width,
+    )  # fmt: skip
+    return Checkpoint(model, TrainConfig(model=model.config), spec, 0, {})
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    tyro.cli(main)

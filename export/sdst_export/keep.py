@@ -1,0 +1,41 @@
+"""The file of `sdst export --keep-fp32`: modules that stay float32 in an fp16 bundle, one a line.
+
+    # anything behind a number sign is for people
+    head: dense.ffn.0   # overflow
+    vision: encoder.blocks.38.mlp.fc2
+
+A line names a model of the bundle (vision, text, projection, head) and a module in it, by its path. `sdst calibrate
+audit` writes such a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from sdst_runtime.bundle import MODELS
+from sdst_runtime.errors import InputError
+
+Keep = Mapping[str, tuple[str, ...]]  # model -> paths of modules
+NOTHING_KEPT: Keep = MappingProxyType({})
+
+
+def read_keep(path: Path) -> Keep:
+    """The modules that a file names. Raises InputError for a file or, naming it, a line that cannot be read."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    keep: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(lines, 1):
+        told = line.split("#")[0].strip()
+        model, _, module = (part.strip() for part in told.partition(":"))
+        if not told:
+            continue
+        if model not in MODELS or not module or " " in module:
+            raise InputError(
+                f"{path}, line {number}: expected  MODEL: MODULE  with one of {', '.join(MODELS)}, got {told!r}"
+            )
+        keep[model] = (*keep.get(model, ()), module)
+    return keep

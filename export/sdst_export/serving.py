@@ -1,0 +1,46 @@
+"""A trained model as torch serves it where there is no TensorRT: RDSA by the compiled kernel, weights in half."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+import sdst_train.rdsa_op  # noqa: F401  defines torch.ops.sdst.rdsa
+from sdst_runtime.session import Session
+from sdst_train.config import ModelConfig
+from sdst_train.model import SDST
+from sdst_train.session import TorchSession
+
+from .half import Precision, half_head
+
+KERNEL_DEPTHS, KERNEL_POINTS = (16, 32, 64), 16  # what the compiled sdst::RDSA computes: plugins/README.md
+
+
+def serving_model(model: SDST, device: torch.device, precision: Precision = "fp32", *, kernel: bool = True) -> SDST:
+    """A copy of a trained `model` on `device`, RDSA lowered, in the types that an export in `precision` has.
+
+    With `kernel` RDSA is torch.ops.sdst.rdsa: on a GPU the compiled kernel. Else, and for sizes that the kernel does
+    not compute, it is the gather form. Raises ExportError when a weight exceeds float16.
+    """
+    served = copy.deepcopy(model).eval()
+    served.lower(torch.ops.sdst.rdsa if kernel and _kernel_computes(model.config) else None)
+    return (half_head(served) if precision == "fp16" else served).to(device)
+
+
+def _kernel_computes(config: ModelConfig) -> bool:
+    return config.width // config.heads in KERNEL_DEPTHS and config.points <= KERNEL_POINTS
+
+
+def torch_sessions(model: SDST, *, compiled: bool = False, graphs: int = 0) -> dict[str, Session]:
+    """Both halves of a served model, "projection" and "head", as a bundle has them; `graphs` as in TorchSession.
+
+    `compiled`: through torch.compile, anew for every shape, as dynamic shapes fail on a CPU (torch 2.13).
+    """
+    if compiled:
+        model.project = torch.compile(model.project, dynamic=False)
+        model.ground_projected = torch.compile(model.ground_projected, dynamic=False)
+    return {
+        "projection": TorchSession(model, "projection", graphs=graphs),
+        "head": TorchSession(model, "head", graphs=graphs),
+    }
