@@ -1,0 +1,79 @@
+"""`sdst doctor`: a table of what this machine has, and what to do about the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from sdst_runtime.doctor import Examination, examine
+from sdst_runtime.doctor_gpu import RunOnCuda
+from sdst_runtime.errors import PartialFailure
+from sdst_runtime.plugin_library import RdsaLibrary
+from sdst_runtime.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs
+
+_SHOWN = {"fine": "[green]fine[/green]", "absent": "[yellow]absent[/yellow]", "fault": "[red]fault[/red]"}
+
+
+def doctor(
+    bundle: tyro.conf.Positional[Path | None] = None,
+    *,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Check what this machine has for inference, and a bundle's files, contract and models when one is given.
+
+    The exit code is 0 when inference on a CPU works, 1 when it does not; what only a GPU needs may be absent.
+
+    Args:
+        bundle: A directory that `sdst export` or `sdst build` wrote.
+        json: Print JSON: checks with name, state (fine, absent, fault), found, mend and needed.
+    """
+    found = examine(bundle, torch_runner())
+    if json:
+        checks = [dataclasses.asdict(check) for check in found.checks]
+        print(json_module.dumps({"works": not found.faults, "checks": checks}, indent=2))  # noqa: T201
+    else:
+        print_table(found)
+    if found.faults:
+        raise PartialFailure(
+            f"not ready for inference on a CPU: {'; '.join(f'{c.name}: {c.mend}' for c in found.faults)}"
+        )
+
+
+def torch_runner() -> RunOnCuda | None:
+    """Runs a CUDA library on the checking inputs through torch; None where torch is missing or sees no GPU."""
+    try:
+        torch: Any = importlib.import_module("torch")
+        op: Any = importlib.import_module("sdst_train.rdsa_op")
+    except (ImportError, OSError):  # OSError: a library of CUDA is missing
+        return None
+    if not torch.cuda.is_available():
+        return None
+
+    def run(library: RdsaLibrary) -> np.ndarray:
+        given = [torch.from_numpy(array).cuda() for array in check_inputs().values()]
+        stream = torch.cuda.current_stream().cuda_stream
+        return op.call_library(library, *given, CHECK_HEADS, CHECK_POINTS, stream=stream).cpu().numpy()
+
+    return run
+
+
+def print_table(found: Examination) -> None:
+    """One line a check; what mends it stands below."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table()
+    for name in ("part", "state", "found, and what to do"):
+        table.add_column(name, overflow="fold")
+    for check in found.checks:
+        told = escape(check.found) + (f"\n[bold]{escape(check.mend)}[/bold]" if check.mend else "")
+        table.add_row(escape(check.name), _SHOWN[check.state], told)
+    console.print(table)
