@@ -4,7 +4,8 @@ The bindings of three versions come from PyPI (they are proprietary: fetched, ne
 $SDST_TEST_CACHE, by default ~/.cache/sdst-tests. plugins/tests/mock is built against the TensorRT headers in
 TENSORRT_INCLUDE_DIR (folders of NvInfer.h, parted by os.pathsep), for each version the nearest of its major. The mock
 runs text engines, which `engine_bytes` writes, with plugin nodes only: each node runs the host path of the real
-libsdst_plugins_host.so, on host pointers. Addresses of tensors must be aligned to 256 bytes, as TensorRT demands.
+libsdst_plugins_host.so, on host pointers. Its builder takes such a text from an ONNX file's metadata, "sdst.mock".
+Addresses of tensors must be aligned to 256 bytes, as TensorRT demands.
 
     tensorrt = mocked_tensorrt(BINDINGS[0])           # skips the test, saying what it needs
     tensorrt.call(function, "argument")               # in a fresh process; there, `import tensorrt` is the mocked one
@@ -87,14 +88,16 @@ class MockedTensorRT:
     plugin: Path  # libsdst_plugins_host.so
     packages: Path  # holds tensorrt and tensorrt_bindings
     libraries: Path  # holds the mocks
+    builds: bool  # whether the builder is mocked, which needs NvOnnxParser.h
 
     def call(self, function: Callable[..., Any], *arguments: str) -> Any:
         """What a function of a test module returns (JSON) when a fresh process calls it with these arguments.
 
         Fails the test, with what the process wrote, when the process fails.
         """
-        paths = os.pathsep.join([str(self.packages), str(Path(__file__).parent)])
-        environment = dict(os.environ, PYTHONPATH=paths, LD_LIBRARY_PATH=str(self.libraries))
+        paths = [str(self.packages), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+        environment |= {"LD_LIBRARY_PATH": str(self.libraries), "SDST_PLUGINS": str(self.plugin)}
         command = [sys.executable, "-c", _CALL, function.__module__, function.__name__, *arguments]
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}{process.stderr}"
@@ -116,10 +119,11 @@ def mocked_tensorrt(bindings: Bindings) -> MockedTensorRT:
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
-    packages = _packages(bindings)
+    packages = binding_packages(bindings)
     plugin = _built(_header_directories()[0], "sdst_plugins_host") / "libsdst_plugins_host.so"
-    libraries = _built(headers, "sdst_mock") / "mock"
-    return MockedTensorRT(bindings, plugin, packages, libraries)
+    libraries = _built(headers, "sdst_mock", _parser_headers(headers)) / "mock"
+    builds = (_parser_headers(headers) / "NvOnnxParser.h").is_file()
+    return MockedTensorRT(bindings, plugin, packages, libraries, builds)
 
 
 def engine_bytes(
@@ -193,7 +197,7 @@ def _nearest_headers(bindings: Bindings) -> Path:
     return min(fitting, key=lambda directory: abs(versions[directory][1] - minor))
 
 
-def _packages(bindings: Bindings) -> Path:
+def binding_packages(bindings: Bindings) -> Path:
     """The folder with the packages `tensorrt` and `tensorrt_bindings`."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdst-tests"
     cache = Path(os.environ.get("SDST_TEST_CACHE") or default)
@@ -229,13 +233,23 @@ def _write_tensorrt_package(directory: Path) -> None:
     (directory / "tensorrt.py").write_text(text, encoding="utf-8")
 
 
+def _parser_headers(headers: Path) -> Path:
+    """Where NvOnnxParser.h is: some versions lack it, and that of another of the same major does for the mock."""
+    folders = [headers, *_header_directories()]
+    found = (
+        d for d in folders if (d / "NvOnnxParser.h").is_file() and _header_version(d)[0] == _header_version(headers)[0]
+    )
+    return next(found, headers)
+
+
 @functools.cache
-def _built(headers: Path, target: str) -> Path:
+def _built(headers: Path, target: str, parser_headers: Path | None = None) -> Path:
     """The folder that CMake built `target` in, against these headers."""
     directory = Path(tempfile.mkdtemp(prefix="sdst-mock-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     configure = ["cmake", "-S", str(ROOT), "-B", str(directory), f"-DTENSORRT_INCLUDE_DIR={headers}", "-DSDST_CUDA=OFF"]
     configure += [f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
+    configure += [f"-DSDST_MOCK_PARSER_INCLUDE_DIR={parser_headers or headers}"]
     for command in (configure, ["cmake", "--build", str(directory), "--target", target]):
         process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == 0, f"{' '.join(command)}\n{process.stdout}{process.stderr}"

@@ -80,6 +80,8 @@ std::unique_ptr<IPluginV3> make_plugin(const Node& node) {
 
 void log_error(ILogger& logger, const std::string& message) { logger.log(ILogger::Severity::kERROR, message.c_str()); }
 
+IHostMemory* make_host_memory(std::string bytes) { return new HostMemory(std::move(bytes)); }
+
 Runtime::Runtime(ILogger& logger) : logger_(logger) { mImpl = this; }
 
 ICudaEngine* Runtime::deserializeCudaEngine(const void* blob, std::size_t size) noexcept {
@@ -109,7 +111,7 @@ int64_t Engine::max_block_bytes(const Tensor& tensor, int32_t profile) const {
     return (elements(dims) * element_bytes(tensor.type) + 255) / 256 * 256;
 }
 
-IHostMemory* Engine::serialize() const noexcept { return new HostMemory(plan_.text); }
+IHostMemory* Engine::serialize() const noexcept { return make_host_memory(plan_.text); }
 
 IEngineInspector* Engine::createEngineInspector() const noexcept { return new Inspector(plan_); }
 

@@ -12,6 +12,8 @@
 
 namespace sdst_mock {
 void log_error(nvinfer1::ILogger& logger, const std::string& message);
+// Owned by the caller, as TensorRT's are.
+nvinfer1::IHostMemory* make_host_memory(std::string bytes);
 
 class Runtime final : public nvinfer1::IRuntime, public nvinfer1::UnmockedRuntime {
   public:

@@ -1,8 +1,10 @@
-/* The nine symbols that TensorRT's Python bindings want from libnvinfer, libnvinfer_plugin and libnvonnxparser. The
- * runtime and the registry are mocked; builder, refitter and parser are refused, with an error in the caller's log. */
+/* The nine symbols that TensorRT's Python bindings want from libnvinfer, libnvinfer_plugin and libnvonnxparser. Runtime
+ * and registry are mocked, builder and parser where NvOnnxParser.h is at hand; the others are refused, with an error in
+ * the caller's log. */
 #include <NvInfer.h>
 #include <NvInferPlugin.h>
 
+#include "builder.h"
 #include "engine.h"
 #include "registry.h"
 
@@ -18,7 +20,13 @@ void* createInferRuntime_INTERNAL(void* logger, int32_t) noexcept {
     return runtime;
 }
 
-void* createInferBuilder_INTERNAL(void* logger, int32_t) noexcept { return refuse(logger, "builder"); }
+void* createInferBuilder_INTERNAL(void* logger, int32_t) noexcept {
+#ifdef SDST_MOCK_BUILDER
+    return sdst_mock::make_builder(*static_cast<nvinfer1::ILogger*>(logger));
+#else
+    return refuse(logger, "builder");
+#endif
+}
 
 void* createInferRefitter_INTERNAL(void*, void* logger, int32_t) noexcept { return refuse(logger, "refitter"); }
 
@@ -32,8 +40,13 @@ bool initLibNvInferPlugins(void*, const char*) { return true; }
 
 // NvOnnxParser.h is not among the headers of every version.
 extern "C" {
-__attribute__((visibility("default"))) void* createNvOnnxParser_INTERNAL(void*, void* logger, int) {
+__attribute__((visibility("default"))) void* createNvOnnxParser_INTERNAL(void* network, void* logger, int) {
+#ifdef SDST_MOCK_BUILDER
+    return sdst_mock::make_onnx_parser(network, *static_cast<nvinfer1::ILogger*>(logger));
+#else
+    static_cast<void>(network);
     return refuse(logger, "ONNX parser");
+#endif
 }
 
 __attribute__((visibility("default"))) void* createNvOnnxParserRefitter_INTERNAL(void*, void* logger, int) {

@@ -1,6 +1,11 @@
 """Writes unmocked.h: for each abstract class of TensorRT that the mock stands behind, a class whose every method ends
-the process and says its name. The mock overrides what a session calls. The lists of methods differ from version to
-version, so they are read from the headers at hand: generate_unmocked.py INCLUDE_DIR OUTPUT.
+the process and says its name. The mock overrides what a session or a builder calls. The lists of methods differ from
+version to version, so they are read from the headers at hand:
+
+    generate_unmocked.py INCLUDE_DIR PARSER_INCLUDE_DIR OUTPUT
+
+The second folder is that of NvOnnxParser.h, which not every version's headers hold; without it the parser's classes
+are left out.
 """
 
 import re
@@ -8,14 +13,18 @@ import sys
 from pathlib import Path
 
 CLASSES = {
-    "NvInferImpl.h": ["VRuntime", "VCudaEngine", "VExecutionContext", "VEngineInspector", "VHostMemory"],
+    "NvInferImpl.h": [
+        "VRuntime", "VCudaEngine", "VExecutionContext", "VEngineInspector", "VHostMemory", "VBuilder", "VBuilderConfig",
+        "VNetworkDefinition", "VLayer", "VOptimizationProfile", "VTimingCache",
+    ],
     "NvInferRuntimeCommon.h": ["IPluginRegistry"],
-}
+}  # fmt: skip
+PARSER_HEADER, PARSER_CLASSES = "NvOnnxParser.h", ["IParser", "IParserError"]
 OPENING = """// Written by generate_unmocked.py.
 #ifndef SDST_MOCK_UNMOCKED_H
 #define SDST_MOCK_UNMOCKED_H
 
-#include <NvInferRuntime.h>
+#include <NvInfer.h>
 #include <cstdio>
 #include <cstdlib>
 
@@ -27,7 +36,14 @@ namespace nvinfer1
     std::abort();
 }
 """
-CLOSING = "} // namespace nvinfer1\n\n#endif\n"
+CLOSING = "} // namespace nvinfer1\n\n"
+PARSER_OPENING = f"""#include <{PARSER_HEADER}>
+
+namespace nvonnxparser
+{{
+using nvinfer1::end_unmocked;
+"""
+PARSER_CLOSING = "} // namespace nvonnxparser\n\n"
 
 
 def pure_methods(header: str, class_name: str) -> list[str]:
@@ -50,14 +66,21 @@ def unmocked_class(header: str, class_name: str) -> str:
     return "\n".join([*lines, "};\n"])
 
 
+def unmocked_classes(header: Path, class_names: list[str]) -> list[str]:
+    text = re.sub(r"//[^\n]*", "", header.read_text(encoding="utf-8"))
+    return [unmocked_class(text, class_name) for class_name in class_names]
+
+
 def main() -> None:
-    include, output = Path(sys.argv[1]), Path(sys.argv[2])
+    include, parser_include, output = map(Path, sys.argv[1:])
     parts = [OPENING]
-    for name, classes in CLASSES.items():
-        header = re.sub(r"//[^\n]*", "", (include / name).read_text(encoding="utf-8"))
-        parts += [unmocked_class(header, class_name) for class_name in classes]
+    for name, class_names in CLASSES.items():
+        parts += unmocked_classes(include / name, class_names)
+    parts.append(CLOSING)
+    if (parser_include / PARSER_HEADER).is_file():
+        parts += [PARSER_OPENING, *unmocked_classes(parser_include / PARSER_HEADER, PARSER_CLASSES), PARSER_CLOSING]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n".join([*parts, CLOSING]), encoding="utf-8")
+    output.write_text("\n".join([*parts, "#endif\n"]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,8 @@ class Parser {
             node().reads = rest;
         else if (kind == "writes")
             node().writes = rest;
+        else if (kind == "note")
+            return;
         else
             throw std::runtime_error("unknown statement");
     }
@@ -200,6 +202,28 @@ std::vector<const Tensor*> Plan::visible() const {
     for (const Tensor& tensor : tensors)
         if (tensor.role != Role::INTERNAL) result.push_back(&tensor);
     return result;
+}
+
+std::string rebuilt_text(const std::string& text, const std::vector<Profile>& profiles,
+                         const std::vector<std::string>& notes) {
+    const auto words = [](const Dims& dims) {
+        std::string line;
+        for (int32_t i = 0; i < dims.nbDims; ++i) line += " " + std::to_string(dims.d[i]);
+        return line;
+    };
+    std::string result = MAGIC;
+    std::istringstream lines(unsealed(text));
+    for (std::string line; std::getline(lines, line);)
+        if (line.rfind("profile", 0) != 0 && line.rfind("shape ", 0) != 0) result += line + "\n";
+    for (const Profile& profile : profiles) {
+        result += "profile\n";
+        for (const auto& [name, range] : profile)
+            result += "shape " + name + words(range.min) + " |" + words(range.opt) + " |" + words(range.max) + "\n";
+    }
+    for (const std::string& note : notes) result += "note " + note + "\n";
+    char seal[32];
+    std::snprintf(seal, sizeof(seal), "adler32 %08x\n", adler32(result));
+    return result + seal;
 }
 
 Plan parse_plan(std::string text) { return Parser().parse(std::move(text)); }

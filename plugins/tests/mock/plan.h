@@ -10,6 +10,7 @@
  *     field NAME VALUE                          an int32
  *     reads NAME...
  *     writes NAME...
+ *     note WORD...                              what the builder was asked for; nothing reads it but a test
  *     adler32 HEX                               of all bytes before this line
  */
 #ifndef SDST_MOCK_PLAN_H
@@ -70,6 +71,10 @@ struct Plan {
 
 // Throws std::runtime_error with one line when the text is truncated, altered or senseless.
 Plan parse_plan(std::string text);
+
+// The text with these profiles in place of its own, and these notes.
+std::string rebuilt_text(const std::string& text, const std::vector<Profile>& profiles,
+                         const std::vector<std::string>& notes);
 
 // Dims with -1 where a dimension is dynamic.
 Dims declared_dims(const Tensor& tensor);

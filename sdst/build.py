@@ -1,0 +1,59 @@
+"""`sdst build`: a bundle of ONNX files to a bundle of TensorRT engines for this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sdst_export.engine import EngineOptions
+from sdst_export.engine_bundle import build_bundle
+from sdst_export.engine_profiles import default_buckets, parse_buckets
+from sdst_runtime.bundle import Bundle
+from sdst_runtime.tensorrt.compat import load_tensorrt
+from sdst_runtime.tensorrt.pycuda_device import open_pycuda_device
+
+
+def build(
+    bundle: tyro.conf.Positional[Path],
+    *,
+    out: Path,
+    profiles: tuple[str, ...] = (),
+    workspace: int | None = None,
+    level: int = 3,
+    timing_cache: Path | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    embed_plugin: bool = False,
+) -> None:
+    """Build engines of a bundle's models for this GPU and this TensorRT; takes minutes.
+
+    Args:
+        bundle: Directory that  sdst export  wrote.
+        out: Directory of the bundle of engines.
+        profiles: Buckets of video lengths as CLIPS or CLIPSxROWS, ROWS videos at once; default 75 150 300 600 1200.
+        workspace: Most MiB of GPU memory that trying kernels may take; default all.
+        level: How long to look for fast kernels, 0 to 5.
+        timing_cache: File of kernel timings that makes later builds shorter; default one a GPU in ~/.cache/sdst.
+        version_compatible: Engines also run on later TensorRTs of the same major.
+        hardware_compatible: Engines also run on other GPUs from Ampere on; not on Jetson.
+        embed_plugin: Put the plugin's library into the head's engine instead of beside it.
+    """
+    buckets = parse_buckets(profiles) if profiles else default_buckets()
+    options = EngineOptions(workspace, level, timing_cache, version_compatible, hardware_compatible, embed_plugin)
+    models = Bundle.open(bundle)
+    load_tensorrt()
+    device = open_pycuda_device()
+    with _bar() as bar:
+        built = build_bundle(models, out, buckets, options, device, bar, lambda line: print(line, file=sys.stderr))  # noqa: T201
+    print(built.directory)  # noqa: T201
+
+
+def _bar() -> Progress:
+    """Lines of TensorRT's phases; they vanish as the phases end."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
