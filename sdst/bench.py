@@ -217,8 +217,25 @@ def _print(result: Benchmark) -> None:
     console.print(_other_tables(result))
     for name, what in result.variants.items():
         console.print(f"{name}: {what}", highlight=False, markup=False)
+    for line in _failures(result):
+        console.print(line, highlight=False, markup=False)
     facts = [*result.machine, *((f"clocks {when}", value) for when, value in result.clocks)]
     console.print(", ".join(f"{name} {value}" for name, value in facts), highlight=False, markup=False)
+
+
+def _failures(result: Benchmark) -> list[str]:
+    """A line for each reason why some of a variant that ran was not measured, such as a shape that it does not take."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    usual = {HEAD_ONLY, NO_COPY_APART, NO_VIDEO}
+    rows = [(t.variant, t.reason, t.stage) for t in result.timings]
+    rows += [(t.variant, t.reason, "sentences a second") for t in result.throughputs]
+    for variant, reason, stage in rows:
+        if reason and reason not in usual and not result.variants.get(variant, "").startswith(NOT_MEASURED):
+            stages.setdefault((variant, reason), []).append(stage)
+    return [
+        f"{variant}: {NOT_MEASURED}: {', '.join(dict.fromkeys(names))}: {reason}"
+        for (variant, reason), names in stages.items()
+    ]
 
 
 def _timing_table(result: Benchmark) -> Any:

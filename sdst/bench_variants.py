@@ -18,11 +18,11 @@ from sdst_runtime.bench_machine import gpus, memory_bytes, peak_memory_bytes
 from sdst_runtime.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
 from sdst_runtime.errors import DependencyError, InputError, SdstError, require_package
 from sdst_runtime.tensorrt.session import TensorRTSession
-from sdst_runtime.tensorrt.sidecar import read_sidecar
 from sdst_runtime.text import Tokenizer
 
 KINDS = ("torch", "compile", "onnxrt", "trt", "trt-no-plugin")
 HEAD_ONLY = "torch variants run the projection and the head only"
+NO_GPU_MEMORY = "GPU memory: no GPU, or nvidia-smi does not tell it"
 GRAPH_SHAPES = 4  # CUDA graphs that a torch session keeps
 
 
@@ -98,7 +98,7 @@ def footprint(candidate: Candidate, bundle: Bundle, shape: Shape) -> Footprint:
             return Footprint(candidate.name, files, None, None, str(error))
         except BrokenProcessPool:
             return Footprint(candidate.name, files, None, None, "the process that measured it was killed")
-    return Footprint(candidate.name, files, memory, gpu, "" if gpu is not None else "GPU memory: no GPU")
+    return Footprint(candidate.name, files, memory, gpu, "" if gpu is not None else NO_GPU_MEMORY)
 
 
 _NOT_GIVEN = {  # kind: (what it is, why it is not there)
@@ -106,7 +106,7 @@ _NOT_GIVEN = {  # kind: (what it is, why it is not there)
     "trt": ("TensorRT", "none of the bundles holds engines; name one that  sdst build  wrote"),
     "trt-no-plugin": (
         "TensorRT, sdst::RDSA as its function body",
-        "none of the bundles holds engines that were built without the plugin",
+        "sdst build  cannot make these yet: TensorRT gets sdst::RDSA as the plugin or not at all",
     ),
 }
 
@@ -115,11 +115,9 @@ def _of_bundle(bundle: Bundle, threads: int | None) -> list[Candidate]:
     place, head = bundle.directory, bundle.path("head")
     if head.suffix == ".onnx":
         return [Candidate(f"onnxrt {place.name}", "onnxrt", f"ONNX Runtime, {place}", place, threads)]
-    sidecar = read_sidecar(head)
-    kind = "trt-no-plugin" if sidecar.steps and sidecar.plugin is None else "trt"
     return [
-        Candidate(f"{kind} {place.name}", kind, f"TensorRT, {place}", place),
-        Candidate(f"{kind} {place.name}, CUDA graph", kind, f"TensorRT, CUDA graphs, {place}", place, graphs=1),
+        Candidate(f"trt {place.name}", "trt", f"TensorRT, {place}", place),
+        Candidate(f"trt {place.name}, CUDA graph", "trt", f"TensorRT, CUDA graphs, {place}", place, graphs=1),
     ]
 
 
@@ -177,8 +175,8 @@ def _memory_of(candidate: Candidate, bundle: Path, shape: Shape) -> tuple[int | 
 
 
 def _gpu_bytes() -> int | None:
-    found = gpus()
-    return found[0].used_mib * 2**20 if found else None
+    used_mib = next((gpu.used_mib for gpu in gpus()), None)
+    return None if used_mib is None else used_mib * 2**20
 
 
 def _files(candidate: Candidate) -> dict[str, int]:

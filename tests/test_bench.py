@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdst.bench_variants import candidates, parse_kinds
+from sdst.bench import _failures
+from sdst.bench_variants import _gpu_bytes, candidates, parse_kinds
 from sdst.cli import main
 from sdst_runtime.bench import (
     Benchmark,
@@ -24,7 +26,10 @@ from sdst_runtime.bench import (
     head_inputs,
     interleave,
     make_inputs,
+    measure,
     shapes_of,
+    throughput,
+    time_stage,
 )
 from sdst_runtime.bench_machine import clocks, gpus, memory_bytes, peak_memory_bytes
 from sdst_runtime.bench_page import render_page
@@ -45,7 +50,7 @@ def test_every_round_runs_each_variant_once_and_no_sample_is_lost():
     samples = interleave(
         {name: lambda name=name: order.append(name) for name in "abc"}, seconds=0, warm_up_s=0, least=7
     )
-    assert "".join(order) == "abc" * 8  # one round to warm up
+    assert "".join(order) == "abc" * 10  # three rounds to warm up
     assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 7, "b": 7, "c": 7}
 
 
@@ -98,6 +103,76 @@ def test_a_failure_in_a_stream_is_raised(bundle):
     head = bundle.session("head", threads=1)
     with pytest.raises(InputError, match="expected inputs"):
         _calls_in(head, {}, 2, 0.05)
+
+
+class Limited:
+    """A real session with the limit of an engine: no more than `most` rows; keeps what was done with it."""
+
+    def __init__(self, session, most: int):
+        self.session, self.most, self.done, self.lock = session, most, [], threading.Lock()
+
+    def warm_up(self):
+        self.done.append("warm up")
+
+    def run(self, inputs):
+        with self.lock:
+            self.done.append(threading.get_ident())
+        rows = len(next(iter(inputs.values())))
+        if rows > self.most:
+            raise InputError(f"{rows} rows lie outside every profile")
+        return self.session.run(inputs)
+
+
+def limited(bundle, most: int) -> dict[str, Limited]:
+    return {model: Limited(bundle.session(model, threads=1), most) for model in ("projection", "head")}
+
+
+def test_a_shape_that_one_variant_does_not_take_is_a_reason(bundle):
+    variants = {"wide": limited(bundle, 6), "narrow": limited(bundle, 2), "least": limited(bundle, 1)}
+    inputs, given = make_inputs(bundle.manifest.spec, SHAPE, 50), (SHAPE, SHAPE.queries, 0, 0)
+    projections = time_stage("projection", variants, {}, inputs, *given)
+    heads = time_stage("head", variants, {}, inputs, *given)
+    rates = throughput(variants, inputs, SHAPE, 2, 0.01)
+    assert [(len(timing.seconds), timing.reason) for timing in projections] == [
+        (5, ""), (5, ""), (0, "2 rows lie outside every profile"),
+    ]  # fmt: skip
+    why = ["", "6 rows lie outside every profile", "2 rows lie outside every profile"]  # the last's projection
+    assert [(len(timing.seconds), timing.reason) for timing in heads] == list(zip((5, 0, 0), why, strict=True))
+    assert [rate.reason for rate in rates] == why
+    assert rates[0].queries_per_s
+    assert [rate.queries_per_s for rate in rates[1:]] == [None, None]
+    variants = dict.fromkeys(("wide", "narrow", "least"), "TensorRT")
+    said = _failures(dataclasses.replace(small_benchmark(), variants=variants, timings=tuple(heads), throughputs=()))
+    assert said == [
+        f"{name}: not measured: head: {reason}" for name, reason in zip(("narrow", "least"), why[1:], strict=True)
+    ]
+
+
+def test_a_variant_that_fails_midway_has_no_samples():
+    calls = iter(range(100))
+
+    def fails():
+        if next(calls) == 5:
+            raise InputError("no more")
+
+    samples, errors = measure({"sound": lambda: None, "failing": fails}, seconds=0, warm_up_s=0, least=7)
+    assert {name: len(seconds) for name, seconds in samples.items()} == {"sound": 7}
+    assert {name: str(error) for name, error in errors.items()} == {"failing": "no more"}
+    with pytest.raises(InputError, match="no more"):
+        interleave({"failing": fails_at_once}, seconds=0, warm_up_s=0)
+
+
+def fails_at_once():
+    raise InputError("no more")
+
+
+def test_sentences_a_second_do_not_count_what_is_done_once(bundle):
+    variant = limited(bundle, 6)
+    head = variant["head"]
+    throughput({"one": variant}, make_inputs(bundle.manifest.spec, SHAPE, 50), SHAPE, 3, 0)
+    assert head.done[0] == "warm up"
+    assert len(head.done) == 1 + 3 * 3 + 4 * 3  # three calls a thread, then four slices of one call a thread
+    assert sorted(head.done[1:10].count(thread) for thread in set(head.done[1:10])) == [3, 3, 3]
 
 
 def small_benchmark() -> Benchmark:
@@ -173,6 +248,8 @@ def test_two_bundles_of_one_name_are_told_apart(exported, tmp_path):
     assert [bool(one.reason) for one in found] == [False, False, True, True]
     assert "--checkpoint" in found[2].reason
     assert "sdst build" in found[3].reason
+    (absent,) = candidates([], ["trt-no-plugin"], None, 1, 1)
+    assert "cannot make these yet" in absent.reason
 
 
 def test_bench_on_the_command_line(capsys, exported, video, tmp_path):
@@ -227,16 +304,21 @@ def test_bad_options(capsys, exported, options, says):
 def test_what_the_machine_tells(monkeypatch, tmp_path):
     """A stand-in for nvidia-smi, as one with two GPUs answers; the second shares its memory with the host."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(
+    tools = (
         "#!/bin/sh\necho 'NVIDIA H200, 580.65.06, 9.0, 143771, 12, 1980, 3201, 31'\n"
         "echo 'Orin, 540.4.0, 8.7, [N/A], [N/A], 306, [N/A], 48'\n"
     )
+    tool.write_text(tools)
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     first, second = gpus()
     assert (first.name, first.driver, first.capability) == ("NVIDIA H200", "580.65.06", "9.0")
     assert (first.memory_mib, first.used_mib, first.sm_mhz) == (143771, 12, "1980")
-    assert second.memory_mib == 0
+    assert (second.memory_mib, second.used_mib) == (None, None)
+    assert _gpu_bytes() == 12 * 2**20
+    tool.write_text("#!/bin/sh\necho 'Orin, 540.4.0, 8.7, [N/A], [N/A], 306, [N/A], 48'\n")
+    assert _gpu_bytes() is None
+    tool.write_text(tools)
     assert clocks().startswith("NVIDIA H200: SM 1980 MHz, memory 3201 MHz, 31 °C; Orin: SM 306 MHz")
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     assert gpus() == []

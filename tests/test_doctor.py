@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from host_library import SOUND, compiled, stating
 from rdsa_cases import SMALL_CASES, make_inputs, oracle
 
 from sdst.cli import main
-from sdst_runtime.doctor import check_bundle, check_disk, check_video, examine
+from sdst_runtime.doctor import check_bundle, check_disk, check_video, examine, random_inputs
 from sdst_runtime.doctor_gpu import (
     check_driver,
     check_plugin,
@@ -27,6 +28,7 @@ from sdst_runtime.doctor_gpu import (
 from sdst_runtime.errors import ContractError
 from sdst_runtime.plugin_library import VARIABLE, RdsaLibrary
 from sdst_runtime.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs, rdsa_oracle
+from sdst_runtime.session import TensorInfo
 
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
@@ -134,6 +136,23 @@ def test_a_sound_bundle_is_run(exported):
         (name, "fine") for name in ("bundle", "bundle: vision", "bundle: text", "bundle: projection", "bundle: head")
     ]
     assert checks[-1].found == "head.onnx ran on OnnxRuntime, fp32"
+
+
+@pytest.mark.parametrize(
+    ("told", "video", "mask"),
+    [
+        ({}, (1, 12, 3), (1, 12)),
+        ({"sdst.max_batch": "1", "sdst.max_clips": "8"}, (1, 8, 3), (1, 8)),
+        ({"sdst.max_batch": "32", "sdst.max_clips": "1200"}, (2, 12, 3), (2, 12)),
+    ],
+)
+def test_inputs_keep_to_what_an_engine_takes(told, video, mask):
+    infos = {
+        "video": TensorInfo(np.dtype(np.float32), ("B", "T", 3)), "video_mask": TensorInfo(np.dtype(bool), ("B", "T")),
+    }  # fmt: skip
+    inputs = random_inputs(SimpleNamespace(metadata=told, inputs=infos))
+    assert {name: array.shape for name, array in inputs.items()} == {"video": video, "video_mask": mask}
+    assert inputs["video_mask"].all()
 
 
 def test_command_on_a_sound_bundle(capsys, exported):

@@ -7,6 +7,7 @@ begin with `in_process_` run in a fresh process, the only place where `tensorrt`
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import time
@@ -65,8 +66,13 @@ def in_process_build(directory: str) -> dict[str, Any]:
     again = build_engine(path, place / "again" / "head.plan", BUCKETS, EngineOptions(), device, silent_bar())
     options = EngineOptions(64, 5, place / "own.cache", True, True, True)
     other = build_engine(path, place / "other" / "head.plan", BUCKETS, options, device, silent_bar())
-    (place / "own.cache").write_text("of another GPU")
-    build_engine(path, place / "third" / "head.plan", BUCKETS[:1], options, device, silent_bar())
+    embedding = EngineOptions(timing_cache=place / "other.cache", embed_plugin=True)
+    own_timings = []
+    for index, text in enumerate(("of another GPU", "damaged")):
+        (place / "other.cache").write_text(text)
+        embedded = place / f"embedded_{index}" / "head.plan"
+        build_engine(path, embedded, BUCKETS[index : index + 1], embedding, device, silent_bar())
+        own_timings.append((place / "other.cache").read_text())
     return {
         "errors": errors,
         "outside": outside,
@@ -79,7 +85,9 @@ def in_process_build(directory: str) -> dict[str, Any]:
         "same": again == built and again == read_sidecar(place / "again" / "head.plan"),
         "other_notes": notes(place / "other" / "head.plan"),
         "other_flags": dataclasses.asdict(other.flags),
-        "own_timings": (place / "own.cache").read_text(),
+        "own_timings": [(place / "own.cache").read_text(), *own_timings],
+        "embedded_notes": notes(embedded),
+        "embedded_is_version_compatible": read_sidecar(embedded).flags.version_compatible,
         "files": sorted(path.name for path in (place / "engines").iterdir()),
     }
 
@@ -107,8 +115,33 @@ def test_a_build_gives_an_engine_that_a_session_runs(tensorrt, tmp_path):
     assert said["other_flags"] == {
         "workspace_mib": 64, "level": 5, "version_compatible": True, "hardware_compatible": True, "embed_plugin": True,
     }  # fmt: skip
-    assert said["own_timings"] == "sdst-mock-timings 1"
+    assert said["own_timings"] == ["sdst-mock-timings 1"] * 3
+    assert said["embedded_notes"] == ["detailed", "level 3", "version compatible", f"serializes {tensorrt.plugin}"]
+    assert said["embedded_is_version_compatible"]
     assert said["files"] == ["head.plan", "head.plan.json"]
+
+
+def in_process_without_caches(directory: str) -> dict[str, Any]:
+    """The cache folder is a file, and the timings lie below a file, so neither can be written."""
+    place = Path(directory)
+    (place / "cache").write_text("")
+    os.environ["SDST_CACHE"] = str(place / "cache")
+    warned: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.append(record.getMessage())
+    logging.getLogger("sdst.engine").addHandler(handler)
+    path, out = write_head(place / "head.onnx", text=mock_text()), place / "head.plan"
+    built = build_engine(path, out, BUCKETS, EngineOptions(), HostDevice(), silent_bar())
+    return {"bytes": out.stat().st_size == built.plan_bytes > 0, "warned": warned}
+
+
+def test_caches_that_cannot_be_written_cost_a_warning_not_the_engine(tensorrt, tmp_path):
+    said = tensorrt.call(in_process_without_caches, str(tmp_path))
+    assert said["bytes"]
+    assert [line.split(": ")[0] for line in said["warned"][-2:]] == [
+        "timings not kept for later builds", "engine not kept for later builds",
+    ]  # fmt: skip
+    assert all("cannot write" in line for line in said["warned"][-2:])
 
 
 def in_process_failures(directory: str) -> dict[str, Any]:

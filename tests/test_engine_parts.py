@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from sdst.cli import main
 from sdst_export.engine_cache import engine_key, timing_cache_path
 from sdst_export.engine_check import Layers, read_layers, require_layers
-from sdst_export.engine_graph import half_share, read_graph
+from sdst_export.engine_graph import half_share, model_for_parser, read_graph
 from sdst_export.engine_monitor import interruptible
 from sdst_export.engine_profiles import Bucket, default_buckets, limits, parse_buckets, profiles_for
 from sdst_export.errors import EngineError
@@ -109,7 +109,7 @@ def test_what_is_read_of_an_onnx_file(tmp_path):
     assert graph.inputs["reference"] == TensorRecord("float32", ("B", M, 2))
     assert graph.outputs == {"out": TensorRecord("float32", ("B", M, F))}
     assert graph.weights_sha256 is None
-    stripped = onnx.load_from_string(graph.stripped)
+    stripped = onnx.load_from_string(model_for_parser(graph.path))
     assert len(stripped.functions) == 0
     assert [node.op_type for node in stripped.graph.node] == ["RDSA", "RDSA"]
 
@@ -127,7 +127,7 @@ def test_only_casts_read_uint8(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     helper.set_model_props(model, {"sdst.kind": "vision", "sdst.spec": SPEC.to_json()})
     onnx.save(model, str(tmp_path / "vision.onnx"))
-    stripped = onnx.load_from_string(read_graph(tmp_path / "vision.onnx").stripped)
+    stripped = onnx.load_from_string(model_for_parser(tmp_path / "vision.onnx"))
     onnx.checker.check_model(stripped, full_check=True)
     assert [(node.op_type, *node.input) for node in stripped.graph.node] == [
         ("Cast", "clips"), ("Shape", "values"), ("Reshape", "values", "clips_shape"),
@@ -180,13 +180,34 @@ def test_layers_are_counted_in_each_spelling(kind, half):
     layers = read_layers(
         inspected(plugin, layer("gemm", half), layer("kgen", "Float"), layer("shape", "Int32"), plugin)
     )
-    assert layers == Layers(all=5, rdsa=2, floating=4, half=3)
+    assert layers == Layers(all=5, rdsa={0: 2}, floating=4, half=3)
 
 
 def test_a_plugin_of_another_name_and_a_node_of_the_name_do_not_count():
     other = layer("PLUGIN_V3", "Float", PluginType="Other")
     node = {**layer("kgen", "Float"), "Name": "sdst::RDSA.step1"}
-    assert read_layers(inspected(other, node)).rdsa == 0
+    assert read_layers(inspected(other, node)).rdsa == {0: 0}
+
+
+def test_layers_of_each_profile_count_apart():
+    plugin = layer("PLUGIN_V3", "Half", PluginType="RDSA")
+    second = {**plugin, "Name": "sdst::RDSA.step1 [profile 1]"}
+    layers = read_layers(inspected(plugin, plugin, second, layer("kgen", "Half")))
+    assert layers.rdsa == {0: 2, 1: 1}
+    with pytest.raises(EngineError, match=r"expected 2 layers .* profile 1 of the engine has 1 among 4"):
+        require_layers("head.onnx", layers, rdsa=2, half_share=1.0)
+    require_layers("head.onnx", read_layers(inspected(plugin, second)), rdsa=1, half_share=1.0)
+    assert read_layers(inspected(second)).rdsa == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize(
+    "fused", [{"Name": "{ForeignNode[a...b]}"}, {"LayerType": "Myelin"}, {"Name": "__myln_k_bb0_1"}]
+)
+def test_a_low_share_of_half_is_a_warning_where_regions_are_fused(caplog, fused):
+    layers = read_layers(inspected({**layer("kgen", "Float"), **fused}, layer("gemm", "Float")))
+    assert layers.fused == 1
+    require_layers("vision.onnx", layers, rdsa=0, half_share=0.8)
+    assert "the graph is 80% half, the engine 0% (0 of 2 layers), 1 of them fused" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["only a name"]}'])
@@ -196,14 +217,14 @@ def test_an_inspector_without_details_is_refused(text):
 
 
 def test_missing_plugin_layers_and_missing_halves_fail_the_build():
-    require_layers("head.onnx", Layers(all=9, rdsa=4, floating=8, half=6), rdsa=4, half_share=0.8)
-    require_layers("vision.onnx", Layers(all=1, rdsa=0, floating=0, half=0), rdsa=0, half_share=0.9)
+    require_layers("head.onnx", Layers(all=9, rdsa={0: 4}, floating=8, half=6), rdsa=4, half_share=0.8)
+    require_layers("vision.onnx", Layers(all=1, rdsa={0: 0}, floating=0, half=0), rdsa=0, half_share=0.9)
     with pytest.raises(EngineError, match=r"head\.onnx: expected 4 layers of the plugin sdst::RDSA.*has 0 among 9"):
-        require_layers("head.onnx", Layers(all=9, rdsa=0, floating=8, half=6), rdsa=4, half_share=0.8)
+        require_layers("head.onnx", Layers(all=9, rdsa={0: 0}, floating=8, half=6), rdsa=4, half_share=0.8)
     with pytest.raises(EngineError, match=r"the graph is 80% half, the engine 25% \(2 of 8 layers\)"):
-        require_layers("head.onnx", Layers(all=9, rdsa=4, floating=8, half=2), rdsa=4, half_share=0.8)
+        require_layers("head.onnx", Layers(all=9, rdsa={0: 4}, floating=8, half=2), rdsa=4, half_share=0.8)
     with pytest.raises(EngineError, match="the graph is 0% half, the engine 12%"):
-        require_layers("head.onnx", Layers(all=9, rdsa=4, floating=8, half=1), rdsa=4, half_share=0.0)
+        require_layers("head.onnx", Layers(all=9, rdsa={0: 4}, floating=8, half=1), rdsa=4, half_share=0.0)
 
 
 # ---------------------------------------------------------------- cache and interruption
@@ -253,7 +274,7 @@ def test_an_interrupt_stops_the_work_and_waits_for_it():
 def test_what_the_work_returns_or_raises_comes_out():
     assert interruptible(lambda: 7, threading.Event()) == 7
     with pytest.raises(EngineError, match="no engine"):
-        interruptible(lambda: require_layers("x: no engine", Layers(0, 0, 0, 0), 1, 0), threading.Event())
+        interruptible(lambda: require_layers("x: no engine", Layers(0, {0: 0}, 0, 0), 1, 0), threading.Event())
 
 
 def test_the_command_needs_no_torch():

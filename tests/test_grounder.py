@@ -15,7 +15,7 @@ from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.dataset import pad_inputs
 from sdst_runtime.decode import decode, prediction_row
 from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.grounder import batches
+from sdst_runtime.grounder import Timings, batches
 from sdst_runtime.media import read_clips
 from sdst_train.backbone.pipeline import extract_sentences, extract_videos
 from sdst_train.backbone.towers import load_backbone
@@ -100,6 +100,15 @@ def test_timings_have_a_sample_a_call(exported, video):
         "head": 2,
     }
     assert all(second > 0 for seconds in grounder.timings.samples.values() for second in seconds)
+
+
+def test_timings_keep_the_last_samples():
+    timings = Timings()
+    for number in range(10_001):
+        with timings.call() as clock:
+            clock.seconds["head"] = number
+    assert len(timings.samples["head"]) == 10_000
+    assert (timings.samples["head"][0], timings.samples["head"][-1]) == (1, 10_000)
 
 
 def test_features_of_another_contract_are_refused(grounder, video):

@@ -110,6 +110,30 @@ def test_an_endless_stream_is_read_as_it_is_used_and_leaves_nothing_behind(groun
     assert threads() == []
 
 
+def test_jobs_that_never_come_hold_nobody(grounder, files, monkeypatch):
+    monkeypatch.setattr("sdst_runtime.pipeline._LEAVE_S", 0.1)
+    comes = threading.Event()
+
+    def jobs():
+        yield Job(files["noise"])
+        comes.wait()
+        yield Job(files["noise"])
+
+    stream = ground_videos(grounder, jobs())
+    assert isinstance(next(stream), GroundedVideo)
+    (decoder,) = [thread for thread in threading.enumerate() if thread.name == "sdst decode"]
+    closing = threading.Thread(target=stream.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    try:
+        assert not closing.is_alive()
+        assert threads() == ["sdst decode"]
+    finally:
+        comes.set()
+    decoder.join(30)
+    assert threads() == []
+
+
 def test_ctrl_c_leaves_nothing_behind(grounder, files):
     def jobs():
         yield Job(files["noise"], QUERIES)

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from host_device import HostDevice
 
 from sdst_runtime.errors import ContractError, DependencyError, DeviceError, InputError
 from sdst_runtime.tensorrt import dlpack
-from sdst_runtime.tensorrt.compat import version_numbers
+from sdst_runtime.tensorrt.compat import make_context, version_numbers
 from sdst_runtime.tensorrt.cuda_graphs import CudaDriver
-from sdst_runtime.tensorrt.device import CaptureError
+from sdst_runtime.tensorrt.device import CaptureError, OutOfDeviceMemory
 from sdst_runtime.tensorrt.dlpack import DeviceArray, is_on_device, read_tensor
 from sdst_runtime.tensorrt.pool import Pool
 from sdst_runtime.tensorrt.sidecar import read_sidecar, sidecar_path, write_sidecar
@@ -113,10 +114,11 @@ STUB = """
 #include <stdio.h>
 #include <string.h>
 static char log_[4096];
-static int fail_;
-static int note(const char* name, int code) { strcat(log_, name); strcat(log_, " "); return fail_ == code ? 900 : 0; }
+static int fail_, error_;
+static int note(const char* name, int code) {
+    strcat(log_, name); strcat(log_, " "); return fail_ == code ? error_ : 0; }
 const char* calls(void) { return log_; }
-void begin(int fail) { log_[0] = 0; fail_ = fail; }
+void begin(int fail, int error) { log_[0] = 0; fail_ = fail; error_ = error; }
 int cuStreamBeginCapture_v2(void* stream, int mode) {
     return note(stream == (void*)5 && mode == 1 ? "begin" : "?", 1); }
 int cuStreamEndCapture(void* stream, void** graph) { *graph = (void*)16; return note("end", 2); }
@@ -130,7 +132,8 @@ int cuStreamSynchronize(void* stream) { return note("synchronize", 5); }
 int cuPointerGetAttribute(void* data, int attribute, unsigned long long pointer) {
     if (attribute == 2) *(unsigned*)data = pointer > 1000 ? 2 : 1; else *(int*)data = 3;
     return note("attribute", 6); }
-int cuGetErrorString(int code, const char** words) { *words = code == 900 ? "capture unsupported" : 0; return 0; }
+int cuGetErrorString(int code, const char** words) {
+    *words = code == 900 ? "capture unsupported" : code == 2 ? "out of memory" : 0; return 0; }
 """
 
 
@@ -151,9 +154,9 @@ def stub(tmp_path_factory) -> ctypes.CDLL:
 
 
 @pytest.fixture
-def driver(stub) -> Callable[[int], CudaDriver]:
-    def failing_at(call: int = -1) -> CudaDriver:
-        stub.begin(call)
+def driver(stub) -> Callable[..., CudaDriver]:
+    def failing_at(call: int = -1, error: int = 900) -> CudaDriver:
+        stub.begin(call, error)
         return CudaDriver(stub._name)
 
     return failing_at
@@ -180,6 +183,13 @@ def test_a_capture_that_fails_leaves_nothing(stub, driver, fails, calls):
     with pytest.raises(CaptureError, match=r"cu.*: capture unsupported"):
         driver(fails).capture(Stream(), lambda: None)
     assert stub.calls().decode().split() == calls
+
+
+def test_a_graph_without_memory_is_not_a_failed_capture(stub, driver):
+    """A failed capture turns graphs off for good, a lack of memory does not."""
+    with pytest.raises(OutOfDeviceMemory, match="cuGraphInstantiateWithFlags: out of memory"):
+        driver(3, 2).capture(Stream(), lambda: None)
+    assert stub.calls().decode().split() == ["begin", "end", "instantiate", "destroy-graph"]
 
 
 def test_work_that_fails_ends_the_capture(stub, driver):
@@ -317,3 +327,10 @@ def test_versions_compare_as_numbers():
     assert version_numbers("10.16.1.11") == (10, 16, 1, 11)
     assert version_numbers("10.3.0") < version_numbers("10.16.1")
     assert version_numbers("11.4.0rc1") == (11, 4)
+
+
+def test_a_context_is_on_its_profile_when_it_gets_memory():
+    """The size is that of the profile; what TensorRT makes of another order only a GPU shows."""
+    engine = Mock(num_optimization_profiles=2)
+    context = make_context(Mock(), engine, None, 1, (4096, 512), 7)
+    assert context.method_calls == [call.set_optimization_profile_async(1, 7), call.set_device_memory(4096, 512)]

@@ -7,6 +7,7 @@ a fresh process, the only place where `tensorrt` can be imported, and return JSO
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ from engine_files import (
 )
 from host_device import HostDevice, HostStream
 from mocked_tensorrt import BINDINGS, MockedTensorRT, mocked_tensorrt
+
+from sdst_runtime.errors import DeviceError
+from sdst_runtime.tensorrt import lane
+from sdst_runtime.tensorrt.compat import load_tensorrt, shared_logger, take_errors
 
 SHAPES = ((2, 8, 5), (1, 3, 2), (4, 24, 9), (3, 8, 5), (1, 24, 1))  # B, T, M
 
@@ -118,17 +123,27 @@ def test_warm_up_allocates_and_captures_in_every_worker(tensorrt, plan):
 
 
 def in_process_many_shapes(plan: str) -> dict[str, Any]:
-    """More shapes than graphs are kept, each three times."""
+    """More shapes than graphs are kept, taking turns; then one of those without a graph again and again."""
     session, device = opened(plan)
-    errors = [worst(session, 1, T, 1) for T in range(1, 25) for _ in range(3)]
-    kept = device.open_graphs
+    errors = [worst(session, 1, T, 1) for _ in range(4) for T in range(1, 25)]
+    said: dict[str, Any] = {"captures": [call for call, _ in device.calls].count("capture")}
+    device.calls = []
+    errors += [worst(session, 1, 24, 1) for _ in range(7)]  # after 4 calls one by one 4 more, then a place
+    said["busy"] = [call for call, _ in device.calls if call in ("capture", "launch")]
+    device.calls = []
+    errors += [worst(session, 1, 1, 1), worst(session, 1, 2, 1)]  # the first was used longest ago
+    said["others"] = [call for call, _ in device.calls if call in ("capture", "launch")]
+    said["kept"] = device.open_graphs
     session.close()
-    return {"errors": errors, "kept": kept, "left": device.open_graphs}
+    return said | {"errors": errors, "left": device.open_graphs}
 
 
-def test_the_oldest_graphs_go(tensorrt, plan):
+def test_shapes_that_take_turns_do_not_capture_at_each(tensorrt, plan):
     said = tensorrt.call(in_process_many_shapes, plan)
     assert max(said["errors"]) < TOLERANCE
+    assert said["captures"] == 16
+    assert said["busy"] == ["capture", "launch", "launch", "launch"]
+    assert said["others"] == ["launch"]
     assert (said["kept"], said["left"]) == (16, 0)
 
 
@@ -308,6 +323,69 @@ def test_a_failed_capture_is_logged_once_and_kernels_run_one_by_one(tensorrt, pl
     assert "head.plan" in line
     assert "captures nothing" in line
     assert said["tries"] == 1
+
+
+def in_process_few_contexts(plan: str) -> dict[str, Any]:
+    """TensorRT has memory for two contexts with graphs, later for none, then for many."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("sdst.tensorrt").addHandler(handler)
+    session, device = opened(plan)
+    most, real = [2], lane.make_context
+
+    def make_context(*arguments: Any) -> Any:
+        if device.calls and device.open_graphs >= most[0]:  # the bucket's own is made before any call
+            raise DeviceError("TensorRT made no execution context: no memory")
+        return real(*arguments)
+
+    lane.make_context = make_context
+    said: dict[str, Any] = {"errors": []}
+    for most[0] in (2, 0, 100):
+        del device.calls[1:]
+        said["errors"] += [worst(session, 1, T, 1) for _ in range(10) for T in range(1, 5)]
+        calls = [call for call, _ in device.calls]
+        said[str(most[0])] = [calls.count("capture"), calls.count("launch"), device.open_graphs]
+    session.close()
+    return said | {"lines": lines, "left": [len(device.live), device.open_graphs]}
+
+
+def test_without_memory_for_a_graph_kernels_run_one_by_one(tensorrt, plan):
+    said = tensorrt.call(in_process_few_contexts, plan)
+    assert max(said["errors"]) < TOLERANCE
+    assert said["2"] == [4, 3 + 8 * 2, 2]  # two that had to go, then the two that stay
+    assert said["0"] == [0, 0, 0]
+    assert said["100"] == [4, 4 + 3, 1]  # graphs work again, of one shape at a time until close()
+    assert [line.split(",")[0] for line in said["lines"]] == [f"head.plan: keeps {n} CUDA graphs" for n in (2, 1, 0)]
+    assert said["left"] == [0, 0]
+
+
+def in_process_loggers(plan: str) -> dict[str, Any]:
+    """Two sessions' logger, and who is told of another thread's error."""
+    trt = load_tensorrt()
+    sessions = [opened(plan)[0] for _ in range(2)]
+    loggers = {id(each.parts.logger) for session in sessions for each in session._pool.close()}
+    logger, told = shared_logger(trt), []
+
+    def fail() -> None:
+        logger.log(trt.ILogger.Severity.ERROR, "the other thread's")
+        started.set()
+        asked.wait()
+        told.append(take_errors(logger))
+
+    started, asked = threading.Event(), threading.Event()
+    thread = threading.Thread(target=fail)
+    thread.start()
+    started.wait()
+    told.append(take_errors(logger))
+    asked.set()
+    thread.join()
+    return {"one": loggers == {id(logger)}, "told": told}
+
+
+def test_a_process_has_one_logger_that_tells_a_thread_its_own_errors(tensorrt, plan):
+    said = tensorrt.call(in_process_loggers, plan)
+    assert said == {"one": True, "told": ["TensorRT logged no reason", "the other thread's"]}
 
 
 def in_process_plugin_refuses(plan: str) -> dict[str, Any]:

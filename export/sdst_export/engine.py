@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from sdst_runtime.plugin_library import PluginInfo, open_plugin_library
 from sdst_runtime.tensorrt.compat import (
     is_jetson,
     load_tensorrt,
-    make_logger,
     make_network,
     make_runtime,
     parser_errors,
     plugin_layers,
     register_plugin,
+    shared_logger,
     take_errors,
 )
 from sdst_runtime.tensorrt.device import Device
@@ -43,11 +44,12 @@ from sdst_runtime.tensorrt.sidecar import (
 
 from .engine_cache import copy_engine, find_engine, keep_engine, timing_cache_path
 from .engine_check import read_layers, require_layers
-from .engine_graph import EngineGraph, read_graph
+from .engine_graph import EngineGraph, model_for_parser, read_graph
 from .engine_monitor import interruptible, make_monitor
 from .engine_profiles import Bucket, limits, profiles_for
 from .errors import EngineError
 
+LOGGER = logging.getLogger("sdst.engine")
 MOST_ERRORS = 5  # of the parser that a message names
 
 
@@ -60,13 +62,16 @@ class EngineOptions:
     timing_cache: Path | None = None  # None: that of the cache folder
     version_compatible: bool = False  # runs on later TensorRTs of the same major, a little slower
     hardware_compatible: bool = False  # runs on Ampere and later, slower; not on Jetson
-    embed_plugin: bool = False  # the plugin's library inside the plan
+    embed_plugin: bool = False  # the plugin's library inside the plan, which is then version compatible too
 
     def flags(self) -> EngineFlags:
-        """What of it goes into the sidecar."""
-        return EngineFlags(
-            self.workspace_mib, self.level, self.version_compatible, self.hardware_compatible, self.embed_plugin
-        )
+        """What of it goes into the sidecar.
+
+        An embedded plugin makes the engine version compatible: in others TensorRT embeds none and says nothing
+        (NvInfer.h, IBuilderConfig::setPluginsToSerialize).
+        """
+        portable = self.version_compatible or self.embed_plugin
+        return EngineFlags(self.workspace_mib, self.level, portable, self.hardware_compatible, self.embed_plugin)
 
 
 def build_engine(
@@ -76,7 +81,8 @@ def build_engine(
 
     An engine that was built before from the same things is copied. Raises EngineError when TensorRT cannot build it or
     built something else, DeviceError when the GPU fails, DependencyError when TensorRT or the plugin is missing, and
-    InputError or ContractError for options and files that do not fit. On Ctrl-C nothing is left.
+    InputError or ContractError for options and files that do not fit. On Ctrl-C nothing is left. A cache that cannot
+    be written is a warning.
     """
     _require_options(options)
     trt, graph = load_tensorrt(), read_graph(onnx)
@@ -90,7 +96,7 @@ def build_engine(
         return read_sidecar(out)
     started, stop = time.monotonic(), threading.Event()
     build = _Build(trt, graph, plugin, wanted.profiles, options, machine)
-    plan = interruptible(lambda: build.plan(make_monitor(trt, bar, stop), device), stop)
+    plan, timings = interruptible(lambda: build.run(make_monitor(trt, bar, stop), device), stop)
     sidecar = dataclasses.replace(
         wanted,
         plan_sha256=hashlib.sha256(plan).hexdigest(),
@@ -101,7 +107,8 @@ def build_engine(
     with atomic_files((out, sidecar_path(out))) as folder:
         (folder / out.name).write_bytes(plan)
         write_sidecar(folder / out.name, sidecar)
-    keep_engine(out, sidecar)
+    _keep("timings", lambda: write_bytes(build.timings, timings))
+    _keep("engine", lambda: keep_engine(out, sidecar))
     return sidecar
 
 
@@ -120,24 +127,28 @@ class _Build:
         self.trt, self.graph, self.plugin = trt, graph, plugin
         self.profiles, self.options = profiles, options
         self.timings = options.timing_cache or timing_cache_path(machine)
-        self.logger = make_logger(trt)
+        self.logger = shared_logger(trt)
 
-    def plan(self, monitor: Any, device: Device) -> bytes:
-        """The plan's bytes, after the inspector has seen it."""
+    def run(self, monitor: Any, device: Device) -> tuple[bytes, bytes]:
+        """The bytes of the plan, after the inspector has seen it, and of the timings."""
         with device.current():  # this is not the main thread
             if self.plugin is not None:
                 register_plugin(self.trt, self.plugin)
-            builder = self._builder()
-            network = make_network(self.trt, builder)
-            self._parse(network)
-            config = self._config(builder, monitor)
-            plan = builder.build_serialized_network(network, config)
-            if plan is None:
-                raise EngineError(f"{self._name}: TensorRT built no engine: {take_errors(self.logger)}")
-            self._keep_timings(config)
-            data = bytes(plan)
-            self._inspect(data)
-            return data
+            plan, timings = self._build(monitor)
+            self._inspect(plan)
+            return plan, timings
+
+    def _build(self, monitor: Any) -> tuple[bytes, bytes]:
+        """Network, configuration and TensorRT's own copy of the plan end here, before the engine is loaded."""
+        builder = self._builder()
+        network = make_network(self.trt, builder)
+        self._parse(network)
+        config = self._config(builder, monitor)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise EngineError(f"{self._name}: TensorRT built no engine: {take_errors(self.logger)}")
+        timing_cache = config.get_timing_cache()
+        return bytes(plan), bytes(timing_cache.serialize())
 
     @property
     def _name(self) -> str:
@@ -151,7 +162,7 @@ class _Build:
 
     def _parse(self, network: Any) -> None:
         parser = self.trt.OnnxParser(network, self.logger)
-        if not parser.parse(self.graph.stripped, path=str(self.graph.path)):
+        if not parser.parse(model_for_parser(self.graph.path), path=str(self.graph.path)):
             errors = parser_errors(parser)
             more = f"; and {len(errors) - MOST_ERRORS} more" if len(errors) > MOST_ERRORS else ""
             raise EngineError(f"{self._name}: TensorRT cannot read it: {'; '.join(errors[:MOST_ERRORS])}{more}")
@@ -170,7 +181,7 @@ class _Build:
         config.builder_optimization_level = options.level
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-        if options.version_compatible:
+        if options.flags().version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options.hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -186,14 +197,24 @@ class _Build:
         return config
 
     def _load_timings(self, config: Any) -> None:
-        known = self.timings.read_bytes() if self.timings.is_file() else b""
-        if not config.set_timing_cache(config.create_timing_cache(known), False):  # of another GPU or TensorRT
-            config.set_timing_cache(config.create_timing_cache(b""), False)
+        known = self._known_timings()
+        timing_cache = config.create_timing_cache(known)  # None for bytes that it cannot read
+        if timing_cache is not None and config.set_timing_cache(timing_cache, False):
+            return
+        if known:
+            LOGGER.warning("%s: timings of another GPU or TensorRT; they are measured anew", self.timings)
+        empty = config.create_timing_cache(b"")
+        if empty is None or not config.set_timing_cache(empty, False):
+            raise EngineError(f"{self._name}: TensorRT made no timing cache: {take_errors(self.logger)}")
 
-    def _keep_timings(self, config: Any) -> None:
-        timing_cache = config.get_timing_cache()
-        if timing_cache is not None:
-            write_bytes(self.timings, bytes(timing_cache.serialize()))
+    def _known_timings(self) -> bytes:
+        try:
+            return self.timings.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            LOGGER.warning("cannot read %s (%s); timings are measured anew", self.timings, error.strerror)
+            return b""
 
     def _inspect(self, plan: bytes) -> None:
         runtime = make_runtime(self.trt, self.logger, host_code=True)  # our own plan, made a moment ago
@@ -201,6 +222,13 @@ class _Build:
         if engine is None:
             raise EngineError(f"{self._name}: TensorRT cannot load what it built: {take_errors(self.logger)}")
         inspector = engine.create_engine_inspector()
+        context = engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            LOGGER.warning("%s: types of layers stay unknown: %s", self._name, take_errors(self.logger))
+        else:  # without shapes the inspector tells no types of tensors with free axes
+            for name, shapes in self.profiles[0].items():
+                context.set_input_shape(name, shapes.opt)
+            inspector.execution_context = context
         layers = read_layers(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
         require_layers(self._name, layers, self.graph.rdsa, self.graph.half_share)
 
@@ -233,6 +261,14 @@ def _wanted(
         plan_bytes=0,
         build_s=0.0,
     )
+
+
+def _keep(what: str, write: Callable[[], None]) -> None:
+    """The engine is finished: that a cache cannot be written does not fail it."""
+    try:
+        write()
+    except InputError as error:
+        LOGGER.warning("%s not kept for later builds: %s", what, error)
 
 
 def _require_options(options: EngineOptions) -> None:

@@ -39,24 +39,17 @@ class EngineGraph:
     half_share: float  # of the nodes that compute floating numbers
     sha256: str
     weights_sha256: str | None
-    stripped: bytes  # the model for TensorRT's parser; weights in a file of their own stay there
 
 
 def read_graph(path: Path) -> EngineGraph:
     """Raises InputError when the file cannot be read, ContractError when it is none of this project's models."""
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise InputError(f"cannot read {path} as ONNX ({error}); export the bundle again") from error
+    model = _load(path)
     told = {entry.key: entry.value for entry in model.metadata_props}
     kind, spec = told.get("sdst.kind"), told.get("sdst.spec")
     if kind not in KINDS or spec is None:
         raise ContractError(f"{path}: expected a model with sdst.kind and sdst.spec in it; export the bundle again")
     op, _, domain = PLUGIN
     weights = path.with_name(path.name + DATA_SUFFIX)
-    share = half_share(model)  # before the functions go, which shape inference wants
-    del model.functions[:]
-    _read_after_cast(model.graph)
     return EngineGraph(
         path=path,
         kind=cast(Kind, kind),
@@ -66,11 +59,21 @@ def read_graph(path: Path) -> EngineGraph:
         rdsa=sum((node.op_type, node.domain) == (op, domain) for node in model.graph.node),
         inputs=_records(model.graph.input),
         outputs=_records(model.graph.output),
-        half_share=share,
+        half_share=half_share(model),
         sha256=sha256_file(path),
         weights_sha256=sha256_file(weights) if weights.is_file() else None,
-        stripped=model.SerializeToString(),
     )
+
+
+def model_for_parser(path: Path) -> bytes:
+    """The model for TensorRT's parser; weights in a file of their own stay there. Raises InputError as `read_graph`.
+
+    Read anew, so that nobody holds the model while TensorRT builds.
+    """
+    model = _load(path)
+    del model.functions[:]
+    _read_after_cast(model.graph)
+    return model.SerializeToString()
 
 
 def half_share(model: onnx.ModelProto) -> float:
@@ -81,6 +84,13 @@ def half_share(model: onnx.ModelProto) -> float:
     made = [types.get(node.output[0]) for node in inferred.graph.node if node.op_type not in ("Cast", "CastLike")]
     half, single = made.count(onnx.TensorProto.FLOAT16), made.count(onnx.TensorProto.FLOAT)
     return half / (half + single) if half + single else 0.0
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise InputError(f"cannot read {path} as ONNX ({error}); export the bundle again") from error
 
 
 def _read_after_cast(graph: onnx.GraphProto) -> None:

@@ -6,6 +6,7 @@ Times are in seconds here and in milliseconds on pages and in tables.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from .contracts import FeatureSpec
+from .errors import SdstError
 from .session import PROJECTED, Session
 
 STAGES = ("decode", "vision", "text", "projection", "head", "copy")
 VISION_CLIPS = 16  # clips in one call of the vision model, as the grounder gives it
 NOT_MEASURED = "not measured"
+WARM_CALLS = 3  # memory is allocated in the first, a CUDA graph captured in the second, launched in the third
 
 Sessions = Mapping[str, Session]  # "vision", "text", "projection", "head": what a variant has of them
 
@@ -89,24 +92,48 @@ class Benchmark:
 def interleave(
     variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5
 ) -> dict[str, list[float]]:
+    """Seconds of every call, by variant, as `measure` has them; raises the error of the first variant that failed."""
+    samples, errors = measure(variants, seconds=seconds, warm_up_s=warm_up_s, least=least)
+    for error in errors.values():
+        raise error
+    return samples
+
+
+def measure(
+    variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5
+) -> tuple[dict[str, list[float]], dict[str, SdstError]]:
     """Seconds of every call, by variant. Rounds go on for `seconds` and `least` rounds; no sample is dropped.
 
-    Every round runs each variant once, so that a slow moment of the machine hits all of them.
+    Every round runs each variant once, so that a slow moment of the machine hits all of them. A variant that raises an
+    SdstError has no samples but that error; the others go on. WARM_CALLS rounds and `warm_up_s` seconds come first.
     """
-    stop = time.perf_counter() + warm_up_s
-    while True:
-        for run in variants.values():
+    running, errors = dict(variants), {}
+    stop, rounds = time.perf_counter() + warm_up_s, 0
+    while running and (rounds < WARM_CALLS or time.perf_counter() < stop):
+        _round(running, errors)
+        rounds += 1
+    samples: dict[str, list[float]] = {name: [] for name in running}
+    stop, rounds = time.perf_counter() + seconds, 0
+    while running and (rounds < least or time.perf_counter() < stop):
+        for name, took in _round(running, errors).items():
+            samples[name].append(took)
+        rounds += 1
+    return {name: samples[name] for name in running}, errors
+
+
+def _round(running: dict[str, Callable[[], object]], errors: dict[str, SdstError]) -> dict[str, float]:
+    """Seconds of one call of each; a variant that fails goes from `running` to `errors`."""
+    took = {}
+    for name, run in list(running.items()):
+        start = time.perf_counter()
+        try:
             run()
-        if time.perf_counter() > stop:
-            break
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(next(iter(samples.values()))) < least:
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            samples[name].append(time.perf_counter() - start)
-    return samples
+        except SdstError as error:
+            errors[name] = error
+            del running[name]
+        else:
+            took[name] = time.perf_counter() - start
+    return took
 
 
 def make_inputs(spec: FeatureSpec, shape: Shape, vocabulary: int, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -151,19 +178,25 @@ def time_stage(
     seconds: float,
     warm_up_s: float,
 ) -> list[Timing]:
-    """One Timing a variant, interleaved; a variant without the stage gets its reason from `missing`, by variant."""
-    calls = {}
+    """One Timing a variant, interleaved.
+
+    A variant without the stage gets its reason from `missing`, by variant; one that fails, as an engine does on a shape
+    outside its profiles, its error.
+    """
+    calls, reasons = {}, {}
     for name, sessions in variants.items():
-        if stage in sessions:
+        if stage not in sessions:
+            reasons[name] = missing[name]
+            continue
+        try:
             given = head_inputs(sessions, inputs, queries) if stage == "head" else inputs[stage]
-            calls[name] = lambda session=sessions[stage], given=given: session.run(given)
-    samples = interleave(calls, seconds=seconds, warm_up_s=warm_up_s) if calls else {}
-    return [
-        Timing(name, stage, shape, tuple(samples[name]))
-        if name in samples
-        else Timing(name, stage, shape, reason=missing[name])
-        for name in variants
-    ]
+        except SdstError as error:
+            reasons[name] = str(error)
+            continue
+        calls[name] = lambda session=sessions[stage], given=given: session.run(given)
+    samples, errors = measure(calls, seconds=seconds, warm_up_s=warm_up_s)
+    reasons |= {name: str(error) for name, error in errors.items()}
+    return [Timing(name, stage, shape, tuple(samples.get(name, ())), reasons.get(name, "")) for name in variants]
 
 
 def throughput(
@@ -173,27 +206,61 @@ def throughput(
     streams: int,
     seconds: float,
 ) -> list[Throughput]:
-    """Sentences a second of `streams` threads that share a variant's head. Variants take turns, four slices each."""
-    given = {name: head_inputs(sessions, inputs, shape.queries) for name, sessions in variants.items()}
+    """Sentences a second of `streams` threads that share a variant's head. Variants take turns, four slices each.
+
+    Memory is allocated and graphs are captured before the clock starts; a variant that fails gets its error as reason.
+    """
     calls, spent = dict.fromkeys(variants, 0), dict.fromkeys(variants, 0.0)
-    for sessions, arrays in zip(variants.values(), given.values(), strict=True):
-        sessions["head"].run(arrays)  # warm
-    for _ in range(4):
-        for name, sessions in variants.items():
-            count, took = _calls_in(sessions["head"], given[name], streams, seconds / 4)
-            calls[name], spent[name] = calls[name] + count, spent[name] + took
+    given: dict[str, dict[str, np.ndarray]] = {}
+    reasons: dict[str, str] = {}
+
+    def warm(name: str) -> None:
+        given[name] = _warmed_inputs(variants[name], inputs, shape, streams)
+
+    def count(name: str) -> None:
+        done, took = _calls_in(variants[name]["head"], given[name], streams, seconds / 4)
+        calls[name], spent[name] = calls[name] + done, spent[name] + took
+
+    for step in (warm, count, count, count, count):
+        for name in variants:
+            if name not in reasons:
+                try:
+                    step(name)
+                except SdstError as error:
+                    reasons[name] = str(error)
     rows = shape.batch * shape.queries
-    return [Throughput(name, streams, shape, rows * calls[name] / spent[name]) for name in variants]
+    return [
+        Throughput(name, streams, shape, reason=reasons[name])
+        if name in reasons
+        else Throughput(name, streams, shape, rows * calls[name] / spent[name])
+        for name in variants
+    ]
 
 
-def _calls_in(session: Session, inputs: Mapping[str, np.ndarray], streams: int, seconds: float) -> tuple[int, float]:
-    """Calls that `streams` threads finished, at least one each, and the seconds until the last of them ended."""
+def _warmed_inputs(
+    sessions: Sessions, inputs: Mapping[str, Mapping[str, np.ndarray]], shape: Shape, streams: int
+) -> dict[str, np.ndarray]:
+    """The head's inputs, after calls that warmed what each stream will use."""
+    head, given = sessions["head"], head_inputs(sessions, inputs, shape.queries)
+    warm_up: Callable[[], None] | None = getattr(head, "warm_up", None)
+    if warm_up is not None:
+        warm_up()
+    _calls_in(head, given, streams, seconds=0, least=WARM_CALLS)
+    return given
+
+
+def _calls_in(
+    session: Session, inputs: Mapping[str, np.ndarray], streams: int, seconds: float, least: int = 1
+) -> tuple[int, float]:
+    """Calls that `streams` threads finished, at least `least` each, and the seconds until the last of them ended."""
+    together = threading.Barrier(streams)  # else a thread that is done early takes the next one's work
     start = time.perf_counter()
     stop = start + seconds
 
     def work(_: int) -> int:
+        together.wait()
         count = 0
-        while not count or time.perf_counter() < stop:
+        while count < least or time.perf_counter() < stop:
             session.run(inputs)
             count += 1
         return count

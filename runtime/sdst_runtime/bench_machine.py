@@ -22,8 +22,8 @@ class Gpu:
     name: str
     driver: str
     capability: str  # "9.0"
-    memory_mib: int
-    used_mib: int
+    memory_mib: int | None  # None: not told, as on Jetson, where the memory is the host's
+    used_mib: int | None
     sm_mhz: str
     memory_mhz: str
     celsius: str
@@ -90,5 +90,5 @@ def _cpu_clocks() -> str:
     return f"CPU {', '.join(f'{float(mhz):.0f}' for mhz in found)} MHz" if found else ""
 
 
-def _number(cell: str) -> int:
-    return int(cell) if cell.isdigit() else 0  # "[N/A]" where memory is shared, as on Jetson
+def _number(cell: str) -> int | None:
+    return int(cell) if cell.isdigit() else None  # "[N/A]"

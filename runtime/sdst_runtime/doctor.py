@@ -37,7 +37,7 @@ from .session import Session
 OLDEST_PYTHON = (3, 10)
 PACKAGES = ("numpy", "onnxruntime", "av", "tokenizers", "safetensors", "pydantic", "tyro", "rich", "jinja2")
 LEAST_FREE_BYTES = 1 << 30
-SIZES = {"B": 2, "N": 2, "T": 12, "L": 5}  # of the random inputs that a bundle's models are run on
+SIZES = {"B": 2, "N": 2, "T": 12, "L": 5}  # of the random inputs that a bundle's models are run on, at most
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _guarded(name: str, run: Callable[[], str]) -> Check:
 def _run_model(bundle: Bundle, model: str) -> str:
     """Run a model; says on what and in which precision. Raises ContractError for outputs that are not finite."""
     with bundle.session(model) as session:
-        outputs = session.run(_random_inputs(session))
+        outputs = session.run(random_inputs(session))
         for name, array in outputs.items():
             if not np.isfinite(array.astype(np.float64)).all():
                 raise ContractError(f"{bundle.path(model)}: {name} holds NaN or infinity; export it again")
@@ -162,10 +162,13 @@ def _run_model(bundle: Bundle, model: str) -> str:
         return f"{bundle.path(model).name} ran on {runner}, {precision}"
 
 
-def _random_inputs(session: Session) -> dict[str, np.ndarray]:
-    rng, inputs = np.random.default_rng(0), {}
+def random_inputs(session: Session) -> dict[str, np.ndarray]:
+    """Inputs of a model, within what its file says that it takes; all clips and tokens valid."""
+    rng, inputs, told = np.random.default_rng(0), {}, session.metadata
+    rows, clips = int(told.get("sdst.max_batch", 1)), int(told.get("sdst.max_clips", SIZES["T"]))
+    sizes = SIZES | {"B": min(SIZES["B"], rows), "T": min(SIZES["T"], clips)}
     for name, info in session.inputs.items():
-        shape = [SIZES[axis] if isinstance(axis, str) else axis for axis in info.shape]
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in info.shape]
         if info.dtype == np.bool_:
             inputs[name] = np.ones(shape, bool)
         elif info.dtype.kind in "iu":

@@ -8,7 +8,7 @@ width, F width of the head, B rows of a batch, L tokens, X text width.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from .windows import merge, require_window, split
 VISION_BATCH = 16  # clips that the vision model gets at once
 MOST_CLIPS = 1200  # of a window, where the head's file does not say how many it takes (`sdst.max_clips`)
 MOST_ROWS = 32  # of a batch, where the head's file does not say how many it takes (`sdst.max_batch`)
+MOST_SAMPLES = 10_000  # of each stage that timings keep
 CLIP_PAIRS = 3_000_000  # of a batch: the head's memory is that of its attention between clips, B n n
 
 
@@ -46,10 +47,10 @@ class Clock:
 
 
 class Timings:
-    """Seconds of each stage, a sample a call."""
+    """Seconds of each stage, a sample a call; of a service that runs for long the last MOST_SAMPLES."""
 
     def __init__(self) -> None:
-        self.samples: dict[str, list[float]] = defaultdict(list)
+        self.samples: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_SAMPLES))
 
     @contextmanager
     def call(self) -> Iterator[Clock]:

@@ -25,6 +25,7 @@ from .media_workers import Ending, Piece, Unusable, decode_pieces
 
 _PIECES = 2  # of clips that wait for the vision model
 _VIDEOS = 2  # whose features wait for the head
+_LEAVE_S = 2.0  # how long the end waits for a thread that may be waiting for the caller's next job
 _WAKE_S = 0.05  # how often a thread that waits looks whether it is to stop
 
 
@@ -57,11 +58,13 @@ def ground_videos(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[GroundedV
     """What came of each job, in order. `jobs` may be endless: another thread reads it, as far as it works ahead.
 
     A video or query that cannot be used is a FailedVideo and the next one follows; any other error is raised. The
-    threads end with the iterator: when it is exhausted, closed, or left by an error or Ctrl-C.
+    threads end with the iterator: when it is exhausted, closed, or left by an error or Ctrl-C. Only when `jobs` itself
+    blocks, the thread that waits for its next job is left behind after 2 seconds: it takes that job and ends, or ends
+    with the process.
     """
     line = _Line()
     pieces, videos = Queue(_PIECES), Queue(_VIDEOS)
-    line.start("sdst decode", _decoded(grounder, jobs), pieces)
+    line.start("sdst decode", _decoded(grounder, jobs), pieces, leave_s=_LEAVE_S)
     line.start("sdst vision", _encoded(grounder, line.taken(pieces)), videos)
     try:
         for video in line.taken(videos):
@@ -148,12 +151,15 @@ class _Line:
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[tuple[threading.Thread, float | None]] = []
 
-    def start(self, name: str, items: Iterator[Any], out: Queue[Any]) -> None:
-        """A thread that puts `items` into `out` as there is room, then the sign that there are no more."""
+    def start(self, name: str, items: Iterator[Any], out: Queue[Any], leave_s: float | None = None) -> None:
+        """A thread that puts `items` into `out` as there is room, then the sign that there are no more.
+
+        `stop` waits for it, for `leave_s` seconds at most.
+        """
         thread = threading.Thread(target=self._work, args=(items, out), name=name, daemon=True)
-        self._threads.append(thread)
+        self._threads.append((thread, leave_s))
         thread.start()
 
     def taken(self, queue: Queue[Any]) -> Iterator[Any]:
@@ -166,8 +172,8 @@ class _Line:
     def stop(self) -> None:
         """End all threads; each finishes the piece it is at."""
         self._stopped.set()
-        for thread in self._threads:
-            thread.join()
+        for thread, leave_s in self._threads:
+            thread.join(leave_s)
 
     def _work(self, items: Iterator[Any], out: Queue[Any]) -> None:
         try:

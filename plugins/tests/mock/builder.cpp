@@ -75,7 +75,8 @@ class Config final : public IBuilderConfig, public UnmockedBuilderConfig {
     void setProgressMonitor(IProgressMonitor* monitor) noexcept override { monitor_ = monitor; }
     IProgressMonitor* getProgressMonitor() const noexcept override { return monitor_; }
     ITimingCache* createTimingCache(const void* blob, std::size_t size) const noexcept override {
-        return new TimingCache(std::string(static_cast<const char*>(blob), size));
+        const std::string bytes(static_cast<const char*>(blob), size);
+        return bytes == "damaged" ? nullptr : new TimingCache(bytes);
     }
     bool setTimingCache(const ITimingCache& cache, bool) noexcept override {
         auto& given = static_cast<TimingCache&>(const_cast<ITimingCache&>(cache));

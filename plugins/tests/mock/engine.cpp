@@ -23,41 +23,54 @@ class HostMemory final : public IHostMemory, public UnmockedHostMemory {
     std::string bytes_;
 };
 
-std::string tensors_json(const Plan& plan, const std::vector<std::string>& names) {
+// Of dynamic tensors the format shows only once all shapes are known.
+std::string tensors_json(const Plan& plan, const std::vector<std::string>& names, bool has_shapes) {
     std::string json;
     for (const std::string& name : names) {
         const Tensor& tensor = *plan.find(name);
+        const Dims dims = declared_dims(tensor);
+        const bool shows_format = has_shapes || is_complete(dims);
         json += std::string(json.empty() ? "" : ", ") + R"({"Name": ")" + name + R"(", "Dimensions": )" +
-                to_text(declared_dims(tensor)) + R"(, "Format/Datatype": ")" + type_name(tensor.type) + R"("})";
+                to_text(dims) + R"(, "Format/Datatype": ")" +
+                (shows_format ? type_name(tensor.type) : "N/A due to dynamic shapes") + R"("})";
     }
     return "[" + json + "]";
 }
 
-std::string layer_json(const Plan& plan, const Node& node) {
-    return R"({"Name": ")" + node.name + R"(", "LayerType": "PLUGIN_V3", "Inputs": )" + tensors_json(plan, node.reads) +
-           R"(, "Outputs": )" + tensors_json(plan, node.writes) + R"(, "PluginType": ")" + node.plugin +
+std::string layer_json(const Plan& plan, const Node& node, size_t profile, bool has_shapes) {
+    const std::string suffix = profile == 0 ? "" : " [profile " + std::to_string(profile) + "]";
+    return R"({"Name": ")" + node.name + suffix + R"(", "LayerType": "PLUGIN_V3", "Inputs": )" +
+           tensors_json(plan, node.reads, has_shapes) + R"(, "Outputs": )" +
+           tensors_json(plan, node.writes, has_shapes) + R"(, "PluginType": ")" + node.plugin +
            R"(", "PluginVersion": ")" + node.version + R"(", "PluginNamespace": ")" + node.plugin_namespace + R"("})";
 }
 
+// Lists the layers of each profile apart, as TensorRT does.
 class Inspector final : public IEngineInspector, public UnmockedEngineInspector {
   public:
-    explicit Inspector(const Plan& plan) {
+    explicit Inspector(const Plan& plan) : plan_(plan) {
         mImpl = this;
-        for (const Node& node : plan.nodes) layers_.push_back(layer_json(plan, node));
-        std::string bindings;
-        for (const Tensor* tensor : plan.visible())
-            bindings += (bindings.empty() ? "\"" : ", \"") + tensor->name + "\"";
-        for (const std::string& layer : layers_) engine_ += (engine_.empty() ? "" : ", ") + layer;
-        engine_ = R"({"Layers": [)" + engine_ + R"(], "Bindings": [)" + bindings + "]}";
+        inspect(false);
     }
     IEngineInspector* getPImpl() noexcept override { return this; }
-    const char* getLayerInformation(int32_t index, LayerInformationFormat) const noexcept override {
-        return index >= 0 && static_cast<size_t>(index) < layers_.size() ? layers_[index].c_str() : nullptr;
+    bool setExecutionContext(const IExecutionContext* context) noexcept override {
+        inspect(context != nullptr && context->allInputDimensionsSpecified());
+        return true;
     }
     const char* getEngineInformation(LayerInformationFormat) const noexcept override { return engine_.c_str(); }
 
   private:
-    std::vector<std::string> layers_;
+    void inspect(bool has_shapes) {
+        std::string layers, bindings;
+        for (size_t profile = 0; profile < plan_.profiles.size(); ++profile)
+            for (const Node& node : plan_.nodes)
+                layers += (layers.empty() ? "" : ", ") + layer_json(plan_, node, profile, has_shapes && profile == 0);
+        for (const Tensor* tensor : plan_.visible())
+            bindings += (bindings.empty() ? "\"" : ", \"") + tensor->name + "\"";
+        engine_ = R"({"Layers": [)" + layers + R"(], "Bindings": [)" + bindings + "]}";
+    }
+
+    const Plan& plan_;
     std::string engine_;
 };
 

@@ -27,6 +27,9 @@ _TYPES = {  # trt.DataType by name: its numbers, and what trt.nptype knows, vary
     "FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32, "INT8": np.int8,
     "UINT8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+_MOST_ERRORS = 4  # that are kept for a thread
+_making_logger = threading.Lock()
+_loggers: list[Any] = []  # the logger of this process, at most one, never let go
 _registering = threading.Lock()
 _registered: list[PluginInfo] = []  # the library of this process, at most one
 
@@ -57,30 +60,22 @@ def is_jetson() -> bool:
     return Path("/etc/nv_tegra_release").is_file()
 
 
-def make_logger(trt: Any) -> Any:
-    """A trt.ILogger that hands warnings to `logging` and keeps the last errors for `take_errors`."""
+def shared_logger(trt: Any) -> Any:
+    """The process's one trt.ILogger: it hands warnings to `logging` and keeps a thread's last errors for `take_errors`.
 
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=4)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self.errors.append(" ".join(msg.split()))
-            elif severity.name == "WARNING":
-                LOGGER.warning("%s", msg)
-            else:
-                LOGGER.debug("%s", msg)
-
-    return Logger()
+    One, because TensorRT keeps the first logger it is given for the whole process, also when its session is gone.
+    """
+    with _making_logger:
+        if not _loggers:
+            _loggers.append(_make_logger(trt))
+        return _loggers[0]
 
 
 def take_errors(logger: Any) -> str:
-    """The errors logged since the last call, in one line."""
+    """The errors logged on this thread since its last call, in one line."""
     lines = []
-    while logger.errors:
-        lines.append(logger.errors.popleft())
+    while logger.errors.lines:
+        lines.append(logger.errors.lines.popleft())
     return "; ".join(lines) or "TensorRT logged no reason"
 
 
@@ -108,9 +103,9 @@ def make_context(trt: Any, engine: Any, logger: Any, profile: int, scratch: tupl
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if context is None:
         raise DeviceError(f"TensorRT made no execution context: {take_errors(logger)}")
-    context.set_device_memory(*scratch)
     if profile and not context.set_optimization_profile_async(profile, stream):  # a context starts on profile 0
         raise DeviceError(f"TensorRT did not switch to profile {profile}: {take_errors(logger)}")
+    context.set_device_memory(*scratch)  # after the switch: it is the size for this profile
     return context
 
 
@@ -160,6 +155,31 @@ def parser_errors(parser: Any) -> list[str]:
     """What the ONNX parser found wrong, an entry each."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return [f"{error.desc()} (node {error.node_name() or error.node()})" for error in errors]
+
+
+class _Errors(threading.local):
+    """The last errors of each thread."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_MOST_ERRORS)
+
+
+def _make_logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors = _Errors()
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity.name in ("ERROR", "INTERNAL_ERROR"):
+                self.errors.lines.append(" ".join(msg.split()))
+                LOGGER.debug("%s", msg)  # a thread of TensorRT's own takes none
+            elif severity.name == "WARNING":
+                LOGGER.warning("%s", msg)
+            else:
+                LOGGER.debug("%s", msg)
+
+    return Logger()
 
 
 def _how_to_install() -> str:

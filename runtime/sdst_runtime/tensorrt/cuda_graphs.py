@@ -12,13 +12,14 @@ from ctypes import c_char_p, c_int, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
 from ..errors import DependencyError, DeviceError
-from .device import CaptureError, Stream
+from .device import CaptureError, OutOfDeviceMemory, Stream
 
 LIBRARY = "libcuda.so.1"
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 _MEMORY_TYPE = 2  # CU_POINTER_ATTRIBUTE_MEMORY_TYPE
 _MEMORY_TYPE_DEVICE = 2  # CU_MEMORYTYPE_DEVICE
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 _FUNCTIONS = {
     "cuStreamBeginCapture_v2": (c_void_p, c_int),
@@ -49,7 +50,9 @@ class CudaDriver:
             ) from error
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> CudaGraph:
-        """A graph of what `work` queues on the stream. Raises CaptureError; the stream is then usable as before."""
+        """A graph of what `work` queues on the stream. Raises CaptureError or OutOfDeviceMemory; the stream is then
+        usable as before.
+        """
         self._capture_call("cuStreamBeginCapture_v2", stream.handle, THREAD_LOCAL)
         graph = c_void_p()
         try:
@@ -80,14 +83,18 @@ class CudaDriver:
         return ordinal.value
 
     def call(self, function: str, *arguments: Any) -> None:
-        """Raise DeviceError with the driver's words when the function fails."""
+        """Raise DeviceError with the driver's words when the function fails, OutOfDeviceMemory when that is why."""
         status = getattr(self._cuda, function)(*arguments)
+        if status == _OUT_OF_MEMORY:
+            raise OutOfDeviceMemory(f"{function}: {self._words(status)}")
         if status:
             raise DeviceError(f"{function}: {self._words(status)}")
 
     def _capture_call(self, function: str, *arguments: Any) -> None:
         try:
             self.call(function, *arguments)
+        except OutOfDeviceMemory:
+            raise
         except DeviceError as error:
             raise CaptureError(str(error)) from error
 

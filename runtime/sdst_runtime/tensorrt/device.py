@@ -144,7 +144,7 @@ class Device(Protocol):
         ...
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph:
-        """A graph of what `work` queues on the stream; it does not run. Raises CaptureError."""
+        """A graph of what `work` queues on the stream; it does not run. Raises CaptureError or OutOfDeviceMemory."""
         ...
 
 

@@ -6,7 +6,9 @@ one stream while the other may still compute for other lanes; events order the t
 
 The first call of some shapes enqueues the engine's kernels one by one; the second captures them as a CUDA graph, in a
 context that nothing else touches, for a graph holds addresses and the context's state. Source: TensorRT's
-documentation on CUDA graphs.
+documentation on CUDA graphs. When a lane has all the graphs it may keep, shapes run one by one CALLS_FOR_A_PLACE times
+before they take the place of another's: a capture costs many calls, and shapes that take turns would capture at each.
+Where memory for a further graph is lacking, the lane keeps no more than went well, and runs the rest one by one.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ import numpy as np
 from ..errors import DeviceError
 from ..session import TensorInfo
 from .compat import LOGGER, make_context, scratch_bytes, take_errors
-from .device import Device, Graph, Memory, OutOfDeviceMemory, PinnedMemory, Stream, aligned
+from .device import CaptureError, Device, Graph, Memory, OutOfDeviceMemory, PinnedMemory, Stream, aligned
 from .dlpack import DeviceArray, DeviceTensor
 from .sidecar import Profile
 
 MOST_GRAPHS = 16  # of a lane; the one used longest ago goes first
-MOST_SEEN = 256  # sets of shapes that a lane remembers having run once
+CALLS_FOR_A_PLACE = 8  # one by one, before shapes take the place of another's graph
+MOST_SEEN = 256  # sets of shapes of which a lane remembers how often they ran one by one
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -63,7 +66,8 @@ class Lane:
         self._arrived, self._computed = device.event(), device.event()
         self._buckets: dict[int, _Bucket] = {}
         self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
-        self._seen: OrderedDict[Key, None] = OrderedDict()
+        self._seen: OrderedDict[Key, int] = OrderedDict()  # calls one by one since there was a graph
+        self._most_graphs = MOST_GRAPHS
 
     def run(self, profile: int, inputs: Mapping[str, Input]) -> dict[str, np.ndarray]:
         """Outputs on the host. Raises DeviceError; the lane is then usable as before."""
@@ -94,8 +98,8 @@ class Lane:
     def close(self) -> None:
         """Give back graphs, contexts and memory; the lane makes them anew when it runs again."""
         self._seen.clear()
-        while self._graphs:
-            self._graphs.popitem()[1].graph.close()
+        self._most_graphs = MOST_GRAPHS
+        self._close_graphs(down_to=0)
         while self._buckets:
             self._buckets.popitem()[1].free()
 
@@ -148,26 +152,53 @@ class Lane:
             raise self._refusal("to run")
 
     def _try_capture(self, bucket: _Bucket, key: Key, inputs: Mapping[str, Input]) -> _Captured | None:
-        """A graph for shapes that have run before; None for new ones and where graphs do not work."""
-        if self.parts.no_graphs.is_set() or key not in self._seen:
+        """A graph for shapes that have run often enough; None for others and where graphs do not work."""
+        enough = 1 if len(self._graphs) < self._most_graphs else CALLS_FOR_A_PLACE
+        if self.parts.no_graphs.is_set() or self._seen.get(key, 0) < enough:
             return None
+        try:
+            self._close_graphs(down_to=max(self._most_graphs - 1, 0))
+            captured = self._graphs[key] = self._capture(bucket, inputs)
+        except CaptureError as error:
+            self.parts.no_graphs.set()
+            LOGGER.warning("%s: runs without CUDA graphs, as one could not be captured: %s", self.parts.name, error)
+            return None
+        except DeviceError as error:
+            self._keep_fewer_graphs(error)
+            return None
+        finally:
+            self._seen.pop(key, None)
+        return captured
+
+    def _capture(self, bucket: _Bucket, inputs: Mapping[str, Input]) -> _Captured:
+        """Raises CaptureError when CUDA or TensorRT refuses to capture, DeviceError when memory lacks or it fails."""
         context = bucket.make_context()
         shapes = self._bind(context, bucket, inputs)
         self._enqueue(context)  # what TensorRT does once for new shapes cannot be captured
         self.compute.synchronize()
         try:
             graph = self.parts.device.capture(self.compute, lambda: self._enqueue(context))
+        except OutOfDeviceMemory:
+            raise
         except DeviceError as error:
-            self.parts.no_graphs.set()
-            LOGGER.warning("%s: runs without CUDA graphs, as one could not be captured: %s", self.parts.name, error)
-            return None
-        while len(self._graphs) >= MOST_GRAPHS:
+            raise CaptureError(str(error)) from error
+        return _Captured(graph, context, shapes)
+
+    def _keep_fewer_graphs(self, error: DeviceError) -> None:
+        """Make room for the calls one by one, which tell what is wrong if it was not the graph's memory."""
+        self.settle()
+        if self._most_graphs > 0:  # else it was said before
+            self._most_graphs = min(self._most_graphs, len(self._graphs))
+            LOGGER.warning("%s: keeps %d CUDA graphs, no more: %s", self.parts.name, self._most_graphs, error)
+        self._close_graphs(down_to=0)
+
+    def _close_graphs(self, down_to: int) -> None:
+        """Close those used longest ago."""
+        while len(self._graphs) > down_to:
             self._graphs.popitem(last=False)[1].graph.close()
-        captured = self._graphs[key] = _Captured(graph, context, shapes)
-        return captured
 
     def _remember(self, key: Key) -> None:
-        self._seen[key] = None
+        self._seen[key] = self._seen.get(key, 0) + 1
         self._seen.move_to_end(key)
         while len(self._seen) > MOST_SEEN:
             self._seen.popitem(last=False)

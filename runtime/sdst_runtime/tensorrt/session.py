@@ -19,10 +19,10 @@ from ..plugin_library import open_plugin_library
 from ..session import TensorInfo, require_inputs
 from .compat import (
     load_tensorrt,
-    make_logger,
     make_runtime,
     numpy_dtype,
     register_plugin,
+    shared_logger,
     take_errors,
 )
 from .device import Device
@@ -179,7 +179,7 @@ def _load_plugin(trt: Any, path: Path, sidecar: Sidecar, device: Device) -> None
 def _load_engine(
     trt: Any, path: Path, sidecar: Sidecar, plan: bytes, device: Device, host_code: bool
 ) -> EngineParts:  # fmt: skip
-    logger = make_logger(trt)
+    logger = shared_logger(trt)
     engine = make_runtime(trt, logger, host_code).deserialize_cuda_engine(plan)
     if engine is None:
         raise ContractError(f"{path}: TensorRT cannot load it: {take_errors(logger)}; {rebuild(path)}")
