@@ -40,7 +40,7 @@ def build(
         timing_cache: File of kernel timings that makes later builds shorter; default one a GPU in ~/.cache/sdst.
         version_compatible: Engines also run on later TensorRTs of the same major.
         hardware_compatible: Engines also run on other GPUs from Ampere on; not on Jetson.
-        embed_plugin: Put the plugin's library into the head's engine instead of beside it.
+        embed_plugin: Put the plugin's library into the head's engine instead of beside it; makes it version compatible.
     """
     buckets = parse_buckets(profiles) if profiles else default_buckets()
     options = EngineOptions(workspace, level, timing_cache, version_compatible, hardware_compatible, embed_plugin)
