@@ -88,6 +88,19 @@ def exported(tmp_path_factory) -> Exported:
 
 
 @pytest.fixture(scope="session")
+def exported_fp16(exported, tmp_path_factory) -> Path:
+    """The directory of the same model's fp16 bundle."""
+    from sdst_export.bundle import export_bundle
+    from sdst_train.backbone.towers import load_backbone
+    from sdst_train.checkpoint import load_checkpoint
+
+    directory = tmp_path_factory.mktemp("exported") / "fp16"
+    checkpoint, backbone = load_checkpoint(exported.checkpoint_path), load_backbone(exported.backbone_path)
+    export_bundle(checkpoint, backbone, directory, precision="fp16")
+    return directory
+
+
+@pytest.fixture(scope="session")
 def video(tmp_path_factory) -> Path:
     """7.4 s of moving noise, 40x32 pixels, 10 frames a second."""
     import av

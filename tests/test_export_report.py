@@ -11,7 +11,6 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from sdst_export.bundle import export_bundle
 from sdst_export.casts import UNEXPLAINED
 from sdst_export.errors import ExportError
 from sdst_export.graph import export_module, save_model
@@ -20,7 +19,6 @@ from sdst_export.summary import summarise
 from sdst_runtime.bundle import MODELS, Bundle
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.session import open_session
-from sdst_train.backbone.towers import load_backbone
 from sdst_train.checkpoint import load_checkpoint
 
 
@@ -36,9 +34,8 @@ class Line(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def half_bundle(exported, tmp_path_factory) -> Bundle:
-    checkpoint, backbone = load_checkpoint(exported.checkpoint_path), load_backbone(exported.backbone_path)
-    return export_bundle(checkpoint, backbone, tmp_path_factory.mktemp("bundle"), precision="fp16")
+def half_bundle(exported_fp16) -> Bundle:
+    return Bundle.open(exported_fp16)
 
 
 def test_constants_are_folded_and_numbers_stay(tmp_path):

@@ -11,9 +11,10 @@ from sdst_runtime.files import make_directory, remove, write_text
 from sdst_train.backbone.towers import Backbone
 from sdst_train.checkpoint import Checkpoint
 
+from .errors import ExportError
 from .graph import save_model
-from .half import Precision
-from .head import export_head, export_projection
+from .half import Precision, kept_modules
+from .head import export_head, export_projection, lowered
 from .keep import NOTHING_KEPT
 from .report import make_report, write_report
 from .towers import export_text, export_vision
@@ -34,7 +35,8 @@ def export_bundle(
     model, stay float32 (keep.py). Weights too large for an ONNX file go into a .data
     file beside it. An older bundle there is replaced once all exports have succeeded; while files change the directory
     has no bundle.json and is no bundle. Raises ContractError when the checkpoint was trained on features of another
-    backbone, ExportError when a weight exceeds float16, InputError when `out` cannot be written.
+    backbone, ExportError when a weight exceeds float16 and, before anything is exported, when `keep` names what is no
+    module or the bundle is fp32, InputError when `out` cannot be written.
     """
     backbone.spec.require(
         checkpoint.spec,
@@ -43,9 +45,14 @@ def export_bundle(
         exact=True,
         mend="give the backbone that made the features",
     )
+    of_head = [*keep.get("projection", ()), *keep.get("head", ())]  # two parts of one model
+    if keep and precision != "fp16":
+        raise ExportError(f"keep: expected modules of an fp16 bundle, got them with {precision}; leave them out")
+    for model, names in ((backbone.vision, keep.get("vision", ())), (backbone.text, keep.get("text", ()))):
+        kept_modules(model, names)
+    kept_modules(lowered(checkpoint, "fp32"), of_head)
     out = Path(out)
     make_directory(out)
-    of_head = [*keep.get("projection", ()), *keep.get("head", ())]  # two parts of one model
     exports = {
         "vision": lambda: export_vision(backbone, precision, keep.get("vision", ())),
         "text": lambda: export_text(backbone, precision, keep.get("text", ())),
@@ -57,7 +64,7 @@ def export_bundle(
         say(f"exporting {name}.onnx")
         graphs[name] = export()
     trained = {"vision": backbone.vision, "text": backbone.text, "head": checkpoint.model}
-    report = make_report(graphs, trained, checkpoint.config.model.queries, precision)
+    report = make_report(graphs, trained, checkpoint.config.model.queries, precision, keep)
     remove(out / MANIFEST)
     for name, graph in graphs.items():
         save_model(graph, out / f"{name}.onnx")

@@ -77,13 +77,19 @@ def model_for_parser(path: Path) -> bytes:
 
 
 def half_share(model: onnx.ModelProto) -> float:
-    """Share of float16 among the nodes with a float16 or float32 output, casts left out; 0 when there are none."""
+    """Share of float16 among the nodes with a float16 or float32 output, 0 when there are none.
+
+    Casts are left out, and dequantising, which becomes part of the product that follows.
+    """
     inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.value_info, *inferred.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
-    made = [types.get(node.output[0]) for node in inferred.graph.node if node.op_type not in ("Cast", "CastLike")]
+    made = [types.get(node.output[0]) for node in inferred.graph.node if node.op_type not in _NO_LAYERS]
     half, single = made.count(onnx.TensorProto.FLOAT16), made.count(onnx.TensorProto.FLOAT)
     return half / (half + single) if half + single else 0.0
+
+
+_NO_LAYERS = ("Cast", "CastLike", "DequantizeLinear")
 
 
 def _load(path: Path) -> onnx.ModelProto:

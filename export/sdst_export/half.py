@@ -13,7 +13,7 @@ last products of the scores, whose halves would tie, and the cosine.
 
 Modules that the caller names (`sdst export --keep-fp32`, the list of `sdst calibrate audit`) stay float32 as a whole,
 and so does what they hand on, up to the next norm or product: a cast behind each would round, or overflow, what was
-kept. An attention computes in one type: with one of its products all of it stays.
+kept. An attention computes in one type: with one of its products all of it stays, and so does a patch embedding.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdst_train.backbone.vision import PatchEmbed, PoolAttention
-from sdst_train.layers import MultiHeadAttention
+from sdst_train.backbone.vision import Attention, PatchEmbed, PoolAttention
 from sdst_train.model import SDST
 
 from .errors import ExportError
@@ -77,6 +76,21 @@ def half_head(model: SDST, keep: Sequence[str] = ()) -> SDST:
     return halved
 
 
+def kept_modules(model: nn.Module, keep: Sequence[str]) -> tuple[str, ...]:
+    """The paths that stay float32 when `keep` is asked for: each once, an attention in place of one of its products.
+
+    Raises ExportError when a name of `keep` is no module of `model`.
+    """
+    modules = dict(model.named_modules())
+    unknown = sorted(name for name in keep if name not in modules or not name)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], modules, 1)
+        hint = f"did you mean {near[0]}?" if near else "take the names from  sdst calibrate audit"
+        raise ExportError(f"keep in fp32: {unknown[0]!r} is no module of the {type(model).__name__}; {hint}")
+    parents = {name: name.rpartition(".")[0] for name in keep}
+    return tuple(dict.fromkeys(parents[name] if _of_one_type(modules[parents[name]]) else name for name in keep))
+
+
 _PRODUCTS = (nn.Linear, PatchEmbed, PoolAttention)
 _SAMPLING = ("context", "endpoints", "offset", "logit")  # what says where RDSA and the deformable attention look
 
@@ -94,15 +108,14 @@ def _float_modules(model: SDST) -> list[nn.Module]:
 
 
 def _named(model: nn.Module, keep: Sequence[str]) -> list[nn.Module]:
-    """The modules of these names, an attention in place of one of its products. Raises ExportError for no module."""
-    modules = dict(model.named_modules())
-    unknown = sorted(name for name in keep if name not in modules or not name)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], modules, 1)
-        hint = f"did you mean {near[0]}?" if near else "take the names from  sdst calibrate audit"
-        raise ExportError(f"keep in fp32: {unknown[0]!r} is no module of the {type(model).__name__}; {hint}")
-    parents = {name: modules[name.rpartition(".")[0]] for name in keep}
-    return [parents[name] if isinstance(parents[name], MultiHeadAttention) else modules[name] for name in keep]
+    return [model.get_submodule(name) for name in kept_modules(model, keep)]
+
+
+def _of_one_type(module: nn.Module) -> bool:
+    """Whether its parts compute together: an attention, ours or BERT's, or a patch embedding."""
+    return isinstance(module, (Attention, PoolAttention, PatchEmbed)) or {"query", "key", "value"} <= {
+        name for name, _ in module.named_children()
+    }
 
 
 def _and_below(modules: Iterable[nn.Module]) -> set[nn.Module]:
@@ -121,7 +134,10 @@ def _with_halves(module: Tower, parameters: Iterable[tuple[str, nn.Parameter]]) 
     for name, parameter in parameters:
         half = parameter.detach().half()
         if not half.isfinite().all():
-            raise ExportError(f"{name} does not fit float16: largest {parameter.abs().max():.3g}; export it in fp32")
+            raise ExportError(
+                f"{name} does not fit float16: largest {parameter.abs().max():.3g}; "
+                "keep its module in fp32 (--keep-fp32)"
+            )
         halves[id(parameter)] = nn.Parameter(half, requires_grad=False)
     return copy.deepcopy(module, halves)
 

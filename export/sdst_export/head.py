@@ -20,7 +20,8 @@ from sdst_train.model import SDST
 
 from .errors import ExportError
 from .graph import Node, export_module, rdsa_nodes
-from .half import Precision, half_head
+from .half import Precision, half_head, kept_modules
+from .keep import KEPT_MODULES
 from .rdsa_op import symbolic_rdsa
 
 
@@ -31,10 +32,12 @@ def export_projection(
 
     `keep` names modules that stay float32 in fp16. Raises ExportError when a weight exceeds float16.
     """
-    module = _Project(lowered(checkpoint, precision, keep))
+    model = lowered(checkpoint, precision, keep)
     inputs, dynamic = _video(checkpoint)
     metadata = _metadata(checkpoint, "projection", precision)
-    return export_module(module, inputs, [PROJECTED], dynamic, metadata)
+    graph = export_module(_Project(model), inputs, [PROJECTED], dynamic, metadata)
+    graph.meta[KEPT_MODULES] = kept_modules(model, keep)
+    return graph
 
 
 def export_head(checkpoint: Checkpoint, precision: Precision = "fp32", keep: Sequence[str] = ()) -> ir.Model:
@@ -56,6 +59,7 @@ def export_head(checkpoint: Checkpoint, precision: Precision = "fp32", keep: Seq
     dynamic |= {"text": {0: "B", 2: "L"}, "text_mask": {0: "B", 1: "L"}}
     metadata = _metadata(checkpoint, "head", precision) | {"sdst.steps": str(config.layers)}
     graph = export_module(_Ground(model), inputs, HEAD_OUTPUTS, dynamic, metadata)
+    graph.meta[KEPT_MODULES] = kept_modules(model, keep)
     require_rdsa(graph.graph, config.layers if config.attention == "rdsa" else 0)
     return graph
 

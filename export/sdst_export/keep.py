@@ -19,10 +19,14 @@ from sdst_runtime.errors import InputError
 
 Keep = Mapping[str, tuple[str, ...]]  # model -> paths of modules
 NOTHING_KEPT: Keep = MappingProxyType({})
+KEPT_MODULES = "sdst.kept_modules"  # in an ir.Model's `meta`: paths of the modules kept in float32, for casts.py
 
 
 def read_keep(path: Path) -> Keep:
-    """The modules that a file names. Raises InputError for a file or, naming it, a line that cannot be read."""
+    """The modules that a file names, each once, in its order.
+
+    Raises InputError for a file or, naming it, a line that cannot be read.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -37,5 +41,5 @@ def read_keep(path: Path) -> Keep:
             raise InputError(
                 f"{path}, line {number}: expected  MODEL: MODULE  with one of {', '.join(MODELS)}, got {told!r}"
             )
-        keep[model] = (*keep.get(model, ()), module)
+        keep[model] = tuple(dict.fromkeys((*keep.get(model, ()), module)))
     return keep

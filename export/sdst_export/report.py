@@ -6,7 +6,7 @@ It accounts for the graphs as they are in the files; nothing reads it to run the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,24 @@ class ExportReport:
     """export.json. Stages and types: see summary.py."""
 
     precision: Precision
+    kept: dict[str, list[str]]  # model -> modules that were asked to stay float32 (keep.py)
     parameters: dict[str, int]  # as trained, of vision, text and the whole head
     moments: int  # M
     models: dict[str, ModelSummary]
 
 
 def make_report(
-    graphs: Mapping[str, ir.Model], trained: Mapping[str, nn.Module], moments: int, precision: Precision
+    graphs: Mapping[str, ir.Model],
+    trained: Mapping[str, nn.Module],
+    moments: int,
+    precision: Precision,
+    keep: Mapping[str, Sequence[str]],
 ) -> ExportReport:
     """Sum up the graphs of a bundle. Raises ExportError when a shape in them is unknown."""
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in trained.items()}
-    return ExportReport(precision, parameters, moments, {name: summarise(g, SIZES) for name, g in graphs.items()})
+    kept = {model: list(modules) for model, modules in keep.items()}
+    models = {name: summarise(graph, SIZES) for name, graph in graphs.items()}
+    return ExportReport(precision, kept, parameters, moments, models)
 
 
 def write_report(report: ExportReport, directory: Path) -> None:

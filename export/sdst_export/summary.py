@@ -17,6 +17,7 @@ from onnxscript import ir
 from .casts import CastGroup, cast_groups
 from .errors import ExportError
 from .graph import TRACED_NODES
+from .keep import KEPT_MODULES
 from .rdsa_op import NAME
 
 
@@ -60,7 +61,7 @@ def summarise(model: ir.Model, sizes: Mapping[str, int]) -> ModelSummary:
         traced_nodes=model.meta.get(TRACED_NODES, len(nodes)),
         operators=dict(Counter(node.op_type for node in nodes).most_common()),
         functions=[f"{domain}::{name}" for domain, name, _ in model.functions],
-        casts=cast_groups(nodes),
+        casts=cast_groups(nodes, model.meta.get(KEPT_MODULES, ())),
         weights=dict(weight_types),
         activations=dict(tensors),
         half_weights=_half_share(weight_types),

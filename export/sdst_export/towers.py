@@ -10,7 +10,8 @@ from onnxscript import ir
 from sdst_train.backbone.towers import Backbone
 
 from .graph import export_module
-from .half import Precision, Tower, half_products
+from .half import Precision, Tower, half_products, kept_modules
+from .keep import KEPT_MODULES
 
 
 def export_vision(backbone: Backbone, precision: Precision = "fp32", keep: Sequence[str] = ()) -> ir.Model:
@@ -19,7 +20,9 @@ def export_vision(backbone: Backbone, precision: Precision = "fp32", keep: Seque
     clips = torch.zeros(2, spec.frames_per_clip, spec.image_size, spec.image_size, 3, dtype=torch.uint8)
     tower = _typed(backbone.vision, precision, keep)
     metadata = _metadata(backbone, "vision", precision)
-    return export_module(tower, {"clips": clips}, ["features"], {"clips": {0: "N"}}, metadata)
+    graph = export_module(tower, {"clips": clips}, ["features"], {"clips": {0: "N"}}, metadata)
+    graph.meta[KEPT_MODULES] = kept_modules(backbone.vision, keep)
+    return graph
 
 
 def export_text(backbone: Backbone, precision: Precision = "fp32", keep: Sequence[str] = ()) -> ir.Model:
@@ -30,7 +33,9 @@ def export_text(backbone: Backbone, precision: Precision = "fp32", keep: Sequenc
     inputs = {"token_ids": torch.ones(2, 9, dtype=torch.int64), "token_mask": torch.ones(2, 9, dtype=torch.bool)}
     dynamic = {name: {0: "B", 1: "L"} for name in inputs}
     tower = _typed(backbone.text, precision, keep)
-    return export_module(tower, inputs, ["features"], dynamic, _metadata(backbone, "text", precision))
+    graph = export_module(tower, inputs, ["features"], dynamic, _metadata(backbone, "text", precision))
+    graph.meta[KEPT_MODULES] = kept_modules(backbone.text, keep)
+    return graph
 
 
 def _typed(tower: Tower, precision: Precision, keep: Sequence[str]) -> Tower:
