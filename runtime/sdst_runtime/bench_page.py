@@ -8,8 +8,8 @@ from typing import Any
 
 from .bench import NOT_MEASURED, STAGES, Benchmark, Footprint, Shape, Throughput, Timing
 from .drawing import percent, short
-from .errors import require_package
 from .files import write_text
+from .pages import render
 
 
 def write_page(path: Path, benchmark: Benchmark) -> None:
@@ -19,16 +19,9 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
 
 def render_page(benchmark: Benchmark) -> str:
     """The page as text. Everything that comes from outside is escaped."""
-    jinja2 = require_package("jinja2", "")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shapes = list(dict.fromkeys(timing.shape for timing in benchmark.timings))
-    return environment.get_template("bench.html").render(
+    return render(
+        "bench.html",
         benchmark=benchmark,
         cards=[_card(shape, benchmark.timings) for shape in sorted(shapes, key=lambda shape: shape is not None)],
         questions=[_question(shape, benchmark) for shape in shapes if shape is not None],

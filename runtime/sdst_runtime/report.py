@@ -19,8 +19,9 @@ import numpy as np
 
 from .contracts import Grounding, Moment
 from .drawing import clock, data_uri, line_chart, percent, short, span, time_ticks
-from .errors import InputError, require_package
+from .errors import InputError
 from .files import write_text
+from .pages import render
 
 MAX_FRAMES = 14  # more would be too small to recognise
 CLEAR_MOMENTS = 5  # moments with a row and a label of their own; the rest share one faint row
@@ -114,15 +115,8 @@ def write_report(path: Path, report: Report) -> None:
 
 def render_report(report: Report) -> str:
     """The page as text. Everything that comes from outside is escaped."""
-    jinja2 = require_package("jinja2", "")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         report=report,
         videos=[_video(panel) for panel in report.videos],
         latency=_latency(report.latency),
