@@ -95,6 +95,7 @@ class HeadSession:
 
 HOST_CODE = "SDST_ENGINE_HOST_CODE"  # of the environment: "1" lets engines run code that they carry
 PROJECTED = "projected"  # B T K F, from the projection to the head
+HEAD_MODELS = ("projection", "head")  # of a bundle: what HeadSession runs, in this order
 
 
 def require_inputs(model: str, expected: Mapping[str, TensorInfo], inputs: Mapping[str, np.ndarray]) -> None:
