@@ -1,0 +1,81 @@
+"""`sdst calibrate int8`: a bundle of ONNX files to one with int8 products."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdst_calib.int8 import Int8Options, Int8Report, Queries, calibrate_int8, open_source
+from sdst_calib.scales import Method
+from sdst_calib.taps_data import spread
+from sdst_export.keep import NOTHING_KEPT, read_keep
+from sdst_runtime.errors import InputError
+from sdst_runtime.session import HEAD_MODELS
+
+from .eval import Head, SplitName, data_of, has_windows, load_samples
+from .progress import counted
+
+
+def int8(
+    bundle: tyro.conf.Positional[Path],
+    *,
+    data: str,
+    out: Path,
+    root: Path | None = None,
+    calibrate_on: SplitName = "train",
+    split: SplitName = "val",
+    queries: int = 256,
+    method: Method = "mse",
+    models: str = ",".join(HEAD_MODELS),
+    budget: float | None = None,
+    exclude: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Write a bundle whose products compute in int8 (Q/DQ, no calibrator needed), and say what that costs.
+
+    Args:
+        bundle: Directory that  sdst export  wrote, fp32 or fp16.
+        data: A preset or a config.json: features and annotations.
+        out: Directory of the int8 bundle.
+        root: Folder of the data set, instead of the config's.
+        calibrate_on: The split that scales come from.
+        split: The split that metrics are measured on.
+        queries: How many queries to calibrate on, evenly spaced.
+        method: How the range of an activation is chosen.
+        models: Which of text, projection and head, separated by commas.
+        budget: Points that R1@0.7 and mAP may lose; layers are measured one at a time, the worst stay as they are.
+        exclude: File of modules that stay as they are, in the form that  sdst calibrate audit  writes.
+        threads: Threads for the models; default: all cores.
+    """
+    named = tuple(name.strip() for name in models.split(","))
+    options = Int8Options(method, named, budget, NOTHING_KEPT if exclude is None else read_keep(exclude))
+    source = open_source(bundle, out)
+    head = Head(source.head(threads), source.manifest.spec, None)
+    chosen = data_of(head, data, root)
+    calibration = spread(load_samples(head, chosen, calibrate_on), queries)
+    measured = load_samples(head, chosen, split)
+    if not has_windows(measured):
+        raise InputError(f"{chosen.annotations(split)}: holds no windows, nothing to measure on; give another --split")
+    given = Queries(calibration, measured, chosen)
+    report = calibrate_int8(source, out, given, options, counted, threads)
+    console = Console(stderr=True, highlight=False)
+    console.print(_table(report))
+    console.print(_layers(report), soft_wrap=True)
+    print(out)  # noqa: T201
+
+
+def _table(report: Int8Report) -> Table:
+    table = Table("", *report.reference, title=f"int8 by {report.method}, {report.measured_queries} queries")
+    table.add_row("before", *(f"{value:.2f}" for value in report.reference.values()))
+    table.add_row("int8", *(f"{value:.2f}" for value in report.int8.values()))
+    return table
+
+
+def _layers(report: Int8Report) -> str:
+    layers = sum(len(model.layers) for model in report.models.values())
+    kept = sum(len(model.kept) for model in report.models.values())
+    worst = ", ".join(f"{one.layer} {one.drop:+.2f}" for one in report.sensitivity[:3])
+    return f"{layers} layers in int8, {kept} kept" + (f"; most sensitive, in points: {worst}" if worst else "")
