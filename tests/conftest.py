@@ -1,9 +1,14 @@
-"""Small real things that several test files need, made once a worker: a backbone, a checkpoint, a bundle, a video."""
+"""Small real things that several test files need: a backbone, a checkpoint, bundles, a video. Tests only read them.
+
+Bundles take half a minute: one worker makes them, the others wait.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,9 +30,42 @@ class Exported:
     checkpoint_path: Path
 
 
+def shared(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of this run of pytest, which `make` filled once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> Exported:
     """A bundle of random weights: K = 2, 28-pixel frames, the demo's tokenizer."""
+    root = shared(tmp_path_factory, "exported", make_exported)
+    return Exported(root / "bundle", root / "backbone.safetensors", root / "best.safetensors")
+
+
+@pytest.fixture(scope="session")
+def exported_fp16(exported, tmp_path_factory) -> Path:
+    """The directory of the same model's fp16 bundle."""
+    from sdst_export.bundle import export_bundle
+    from sdst_train.backbone.towers import load_backbone
+    from sdst_train.checkpoint import load_checkpoint
+
+    def make(folder: Path) -> None:
+        checkpoint, backbone = load_checkpoint(exported.checkpoint_path), load_backbone(exported.backbone_path)
+        export_bundle(checkpoint, backbone, folder / "fp16", precision="fp16")
+
+    return shared(tmp_path_factory, "exported_fp16", make) / "fp16"
+
+
+def make_exported(root: Path) -> None:
+    """A backbone, a checkpoint and their fp32 bundle."""
     import torch
 
     from sdst.demo.align import demo_tokenizer
@@ -40,7 +78,6 @@ def exported(tmp_path_factory) -> Exported:
     from sdst_train.config import ModelConfig, TrainConfig
     from sdst_train.model import SDST
 
-    root = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     tokenizer = demo_tokenizer()
     vision = VisionEncoder(
@@ -84,20 +121,6 @@ def exported(tmp_path_factory) -> Exported:
     checkpoint = Checkpoint(model, TrainConfig(model=model.config), spec, 3, {"MR-full-mAP": 1.0})
     save_checkpoint(root / "best.safetensors", checkpoint)
     export_bundle(checkpoint, load_backbone(root / "backbone.safetensors"), root / "bundle")
-    return Exported(root / "bundle", root / "backbone.safetensors", root / "best.safetensors")
-
-
-@pytest.fixture(scope="session")
-def exported_fp16(exported, tmp_path_factory) -> Path:
-    """The directory of the same model's fp16 bundle."""
-    from sdst_export.bundle import export_bundle
-    from sdst_train.backbone.towers import load_backbone
-    from sdst_train.checkpoint import load_checkpoint
-
-    directory = tmp_path_factory.mktemp("exported") / "fp16"
-    checkpoint, backbone = load_checkpoint(exported.checkpoint_path), load_backbone(exported.backbone_path)
-    export_bundle(checkpoint, backbone, directory, precision="fp16")
-    return directory
 
 
 @pytest.fixture(scope="session")
