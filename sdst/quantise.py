@@ -16,6 +16,7 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.session import HEAD_MODELS
 
 from .eval import Head, SplitName, data_of, has_windows, load_samples
+from .features import find_videos
 from .progress import counted
 
 
@@ -25,6 +26,7 @@ def int8(
     data: str,
     out: Path,
     root: Path | None = None,
+    videos: Path | None = None,
     calibrate_on: SplitName = "train",
     split: SplitName = "val",
     queries: int = 256,
@@ -41,11 +43,12 @@ def int8(
         data: A preset or a config.json: features and annotations.
         out: Directory of the int8 bundle.
         root: Folder of the data set, instead of the config's.
+        videos: Folder of the videos to calibrate the vision model on, or a .txt file with the path of one on each line.
         calibrate_on: The split that scales come from.
         split: The split that metrics are measured on.
         queries: How many queries to calibrate on, evenly spaced.
         method: How the range of an activation is chosen.
-        models: Which of text, projection and head, separated by commas.
+        models: Which of vision (needs --videos), text, projection and head, separated by commas.
         budget: Points that R1@0.7 and mAP may lose; layers are measured one at a time, the worst stay as they are.
         exclude: File of modules that stay as they are, in the form that  sdst calibrate audit  writes.
         threads: Threads for the models; default: all cores.
@@ -59,7 +62,7 @@ def int8(
     measured = load_samples(head, chosen, split)
     if not has_windows(measured):
         raise InputError(f"{chosen.annotations(split)}: holds no windows, nothing to measure on; give another --split")
-    given = Queries(calibration, measured, chosen)
+    given = Queries(calibration, measured, chosen, {} if videos is None else find_videos(videos))
     report = calibrate_int8(source, out, given, options, counted, threads)
     console = Console(stderr=True, highlight=False)
     console.print(_table(report))
@@ -78,4 +81,11 @@ def _layers(report: Int8Report) -> str:
     layers = sum(len(model.layers) for model in report.models.values())
     kept = sum(len(model.kept) for model in report.models.values())
     worst = ", ".join(f"{one.layer} {one.drop:+.2f}" for one in report.sensitivity[:3])
-    return f"{layers} layers in int8, {kept} kept" + (f"; most sensitive, in points: {worst}" if worst else "")
+    told = [f"{layers} layers in int8, {kept} kept"]
+    if worst:
+        told.append(f"most sensitive, in points: {worst}")
+    if report.vision_snr_db is not None:
+        told.append(
+            f"vision features {report.vision_snr_db:.1f} dB (the metrics are of the features that the data has)"
+        )
+    return "; ".join(told)

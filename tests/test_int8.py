@@ -142,7 +142,7 @@ def test_data_that_cannot_calibrate(world, tmp_path):
     [
         (
             Int8Options(models=("vision",)),
-            r"--models: expected some of text, projection, head, got vision; vision takes",
+            r"--models: expected some of text, projection, head, got vision; vision takes frames: name the --videos",
         ),
         (Int8Options(budget=-1), r"--budget: expected points, at least 0, got -1"),
         (Int8Options(budget=float("nan")), r"--budget: expected points, at least 0, got nan"),
@@ -276,7 +276,7 @@ def test_the_command(world, tmp_path, capsys):
         (["--out", str(world.bundle.directory)], "--out: expected another directory than the bundle"),
         (["--out", str(tmp_path / "x"), "--queries", "0"], "queries: expected at least 1, got 0"),
         (["--out", str(tmp_path / "x"), "--exclude", str(tmp_path / "no")], "cannot read"),
-        (["--out", str(tmp_path / "y"), "--models", "projection, heat"], "projection, head, got heat;"),
+        (["--out", str(tmp_path / "y"), "--models", "projection, heat"], "projection, head, got heat"),
     ):
         assert main([*given, *options]) == 2
         assert message in capsys.readouterr().err

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from onnxscript import ir
 
-from sdst_export.graph import save_model
 from sdst_export.keep import NOTHING_KEPT, Keep
 from sdst_runtime.bundle import DATA_SUFFIX, EXPORT_REPORT, MANIFEST, TOKENIZER, Bundle, write_manifest
 from sdst_runtime.data_config import DataConfig
@@ -31,11 +29,11 @@ from sdst_runtime.files import atomic_path, make_directory, remove, write_json
 from sdst_runtime.session import HEAD_MODELS
 
 from .int8_collect import require_real, tensor_scales
-from .int8_trial import Trial, modules
+from .int8_trial import Trial, modules, save_quantised
 from .quantise import Product, Quantised, WeightScales, default_kept, find_products, within
 from .scales import Method
 from .sensitivity import Measure, Measured, Sensitivity, rank_layers, search_within
-from .taps_data import FED, QueryFeeds
+from .taps_data import QueryFeeds
 
 PRECISION = "int8"
 REPORT = "int8.json"
@@ -51,6 +49,7 @@ class Queries:
     calibration: Sequence[Sample]
     measured: Sequence[Sample]
     data: DataConfig
+    videos: Mapping[str, Path] = field(default_factory=dict)  # by id, of the calibration queries; for vision
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Int8Options:
     """What to quantise, and how."""
 
     method: Method = "mse"
-    models: tuple[str, ...] = HEAD_MODELS  # of text, projection, head
+    models: tuple[str, ...] = HEAD_MODELS  # of vision, text, projection, head
     budget: float | None = None  # points that a metric may lose; None: all layers, nothing is searched
     exclude: Keep = field(default_factory=lambda: NOTHING_KEPT)  # modules that stay, beside the default ones
 
@@ -87,6 +86,7 @@ class Int8Report:
     reference: dict[str, float]  # metrics of the bundle that it was made from, percent
     int8: dict[str, float]
     measured: Measured
+    vision_snr_db: float | None  # of the features on the calibration clips; None: vision is as it was
     budget: float | None
     sensitivity: list[Sensitivity]  # empty without a budget
 
@@ -101,18 +101,19 @@ def calibrate_int8(
     """
     _require_budget(options.budget)
     _require_source(bundle, out)
-    graphs = {name: _load(bundle, name) for name in _chosen(options.models)}
+    feeds = QueryFeeds(bundle, queries.calibration, queries.videos)
+    graphs = {name: _load(bundle, name) for name in _chosen(options.models, feeds.models)}
     products = {name: find_products(graph) for name, graph in graphs.items()}
     kept = _kept(products, _excluded(bundle, graphs, options.exclude))
     layers = _left([f"{name}:{one.layer}" for name, found in products.items() for one in found], kept)
-    feeds = QueryFeeds(bundle, queries.calibration)
     scales = _scales(feeds, products, layers, options.method, progress)
     kept |= dict.fromkeys(_reading_zeros(products, layers, scales), "reads only zeros in the calibration data")
     layers = _left(layers, kept)
     trial = Trial(bundle, graphs, scales, queries.measured, queries.data, threads)
     sensitivity: list[Sensitivity] = []
-    if options.budget is not None:
-        sensitivity, left_out = _search(layers, trial.measure, options.budget, out / SENSITIVITY, progress)
+    measurable = [layer for layer in layers if not layer.startswith("vision:")]
+    if options.budget is not None and measurable:
+        sensitivity, left_out = _search(measurable, trial.measure, options.budget, out / SENSITIVITY, progress)
         kept |= dict.fromkeys(left_out, f"left out to stay within {options.budget:g} points")
         layers = _left(layers, kept)
     quantised, answers = trial.quantise(layers), trial.answers(layers)
@@ -126,6 +127,7 @@ def calibrate_int8(
         reference=trial.reference.metrics,
         int8=answers.metrics,
         measured=trial.compare(answers),
+        vision_snr_db=trial.vision_snr_db(layers, feeds.of("vision")),
         budget=options.budget,
         sensitivity=sensitivity,
     )
@@ -162,19 +164,17 @@ def _require_budget(budget: float | None) -> None:
         raise InputError(f"--budget: expected points, at least 0, got {budget}")
 
 
-def _chosen(models: Sequence[str]) -> list[str]:
-    unknown = [name for name in models if name not in FED]
+def _chosen(models: Sequence[str], fed: Sequence[str]) -> list[str]:
+    unknown = [name for name in models if name not in fed]
     if unknown or not models:
-        raise InputError(
-            f"--models: expected some of {', '.join(FED)}, got {', '.join(unknown) or 'none'}; vision takes frames,"
-            " which a data set of features does not hold, and stays as it is"
-        )
-    return [name for name in FED if name in models]
+        hint = "; vision takes frames: name the --videos" if "vision" in unknown else ""
+        raise InputError(f"--models: expected some of {', '.join(fed)}, got {', '.join(unknown) or 'none'}{hint}")
+    return [name for name in fed if name in models]
 
 
 def _load(bundle: Bundle, name: str) -> onnx.ModelProto:
     path = bundle.path(name)
-    model = onnx.load(str(path))
+    model = onnx.load(str(path), load_external_data=False)
     if _told(model).get("sdst.precision") == PRECISION:
         raise ContractError(f"{path}: is int8 already; give the bundle that it was made from")
     return model
@@ -183,12 +183,12 @@ def _load(bundle: Bundle, name: str) -> onnx.ModelProto:
 def _excluded(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], exclude: Keep) -> dict[str, set[str]]:
     """Model -> the modules that the user excludes. Projection and head are one model, so either names both's modules.
 
-    Modules of a text model that stays as it is, and of vision, are not looked up: a list of the audit may hold some.
+    Modules of a text or vision model that stays as it is are not looked up: a list of the audit may hold some.
     """
-    whole_head = [graphs[name] if name in graphs else onnx.load(str(bundle.path(name))) for name in HEAD_MODELS]
+    whole_head = [graphs[name] if name in graphs else _load(bundle, name) for name in HEAD_MODELS]
     in_head = within(whole_head, [name for model in HEAD_MODELS for name in exclude.get(model, ())])
-    in_text = within([graphs["text"]], exclude.get("text", ())) if "text" in graphs else set()
-    return {"text": in_text, "projection": in_head, "head": in_head}
+    towers = {name: within([graphs[name]], exclude.get(name, ())) for name in ("vision", "text") if name in graphs}
+    return {**towers, "projection": in_head, "head": in_head}
 
 
 def _kept(products: Mapping[str, Sequence[Product]], excluded: Mapping[str, set[str]]) -> dict[str, str]:
@@ -253,8 +253,7 @@ def _scales(
         tensors = list(dict.fromkeys(product.activation for product in found if product.layer in chosen))
         with progress(f"calibrating {name}") as on_done:
             scales[name] = tensor_scales(
-                feeds.bundle.path(name), tensors, feeds.of(name), method,
-                lambda done, report=on_done: report(done, len(feeds.samples)),
+                feeds.bundle.path(name), tensors, feeds.of(name), method, on_done
             )  # fmt: skip
     return scales
 
@@ -284,7 +283,7 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
         if name in models:
             model = models[name]
             onnx.helper.set_model_props(model, _told(model) | {"sdst.precision": PRECISION})
-            save_model(ir.from_proto(model), out / file)
+            save_quantised(model, out / file, bundle.directory)
         else:
             _copy_model(bundle.directory / file, out / file)
     _copy(bundle.directory / TOKENIZER, out / TOKENIZER)

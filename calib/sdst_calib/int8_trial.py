@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnxscript import ir
 
-from sdst_export.graph import save_model
+from sdst_export.graph import INLINE_LIMIT, save_model, weight_bytes
 from sdst_runtime.bundle import TOKENIZER, Bundle
 from sdst_runtime.data_config import DataConfig
 from sdst_runtime.dataset import Sample
@@ -25,9 +25,11 @@ from sdst_runtime.evaluation import score
 from sdst_runtime.session import HEAD_MODELS, HeadSession, Session, TensorInfo, open_session
 from sdst_runtime.text import Tokenizer
 
+from .int8_collect import features_snr_db
 from .levels_task import CHECKED
 from .quantise import Quantised, quantise_model
 from .sensitivity import Measured
+from .taps import Feeds
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Trial:
         return {name: self._last[name](those) for name, those in chosen.items() if those}
 
     def answers(self, layers: Iterable[str]) -> Answers:
-        """Of the bundle with `layers` in int8."""
+        """Of the bundle with `layers` in int8; those of vision do not matter here, the samples have its features."""
         layers, spec = list(layers), self._bundle.manifest.spec
         samples = self._encoded(modules("text", layers)) if "text" in self._graphs else self._samples
         with TemporaryDirectory() as folder:
@@ -79,6 +81,18 @@ class Trial:
                 rows = predict(recorder, samples, spec.clip_s, layers=spec.layers)
         brief = score(rows, samples, self._data, rounded=False)["brief"]
         return Answers({name: brief[name] for name in CHECKED[self._data.metrics]}, recorder.answered)
+
+    def vision_snr_db(self, layers: Iterable[str], feeds: Feeds) -> float | None:
+        """Signal to noise of the vision model's features with `layers` in int8, dB; None where none is."""
+        chosen = modules("vision", layers)
+        if not chosen:
+            return None
+        with (
+            TemporaryDirectory() as folder,
+            open_session(self._bundle.path("vision"), self._threads) as reference,
+            open_session(self._file("vision", chosen, Path(folder)), self._threads) as other,
+        ):
+            return features_snr_db(reference, other, feeds)
 
     def measure(self, layers: frozenset[str]) -> Measured:
         """`layers` in int8 against the bundle."""
@@ -90,14 +104,14 @@ class Trial:
         return Measured(max(drops), _error(self.reference.outputs, answers.outputs))
 
     def _quantised(self, name: str, chosen: frozenset[str]) -> Quantised:
-        return quantise_model(self._graphs[name], chosen, self._scales[name])
+        return quantise_model(self._graphs[name], chosen, self._scales[name], self._bundle.directory)
 
     def _file(self, name: str, chosen: frozenset[str], folder: Path) -> Path:
         """A model with these modules in int8; the bundle's own file where there are none."""
         if not chosen:
             return self._bundle.path(name)
         path = folder / f"{name}.onnx"
-        save_model(ir.from_proto(self._last[name](chosen).model), path)
+        save_quantised(self._last[name](chosen).model, path, self._bundle.directory)
         return path
 
     def _encode(self, chosen: frozenset[str]) -> list[Sample]:
@@ -113,6 +127,15 @@ class Trial:
                 features = session.run({"token_ids": ids, "token_mask": mask})["features"][0]
                 samples.append(dataclasses.replace(sample, text=features))
         return samples
+
+
+def save_quantised(model: onnx.ModelProto, path: Path, folder: Path) -> None:
+    """Write a model; weights that it has left in a file of `folder` are copied. Raises what `save_model` does."""
+    whole = ir.from_proto(model)
+    ir.external_data.set_base_dir(whole.graph, folder)
+    if weight_bytes(whole) <= INLINE_LIMIT:  # in int8 it fits into one file
+        whole = ir.external_data.load_to_model(whole)
+    save_model(whole, path)
 
 
 def modules(model: str, layers: Iterable[str]) -> frozenset[str]:

@@ -17,11 +17,14 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from sdst_runtime.errors import ContractError, InputError
 
@@ -95,14 +98,17 @@ def within(graphs: Sequence[onnx.ModelProto], names: Iterable[str]) -> set[str]:
     return found
 
 
-def quantise_model(model: onnx.ModelProto, layers: Iterable[str], scales: Mapping[str, float]) -> Quantised:
+def quantise_model(
+    model: onnx.ModelProto, layers: Iterable[str], scales: Mapping[str, float], folder: Path = Path()
+) -> Quantised:
     """A copy of `model` with Q/DQ around the products of `layers`; `scales` of activations by tensor name.
 
+    Weights that lie in a file of `folder`, beside the graph, are read one at a time; those that stay stay there.
     Functions, RDSA nodes, metadata and all other nodes are as they were. Raises InputError when a scale is missing.
     """
     wanted = set(layers)
     graph: Any = _import(model)
-    edit = _Edit(graph, scales)
+    edit = _Edit(graph, scales, folder)
     for node in list(graph.nodes):
         product = _product(node)
         if product is not None and product.layer in wanted:
@@ -136,15 +142,16 @@ def _import(model: onnx.ModelProto) -> gs.Graph:
 class _Edit:
     """The nodes and constants that were added to a graph so far."""
 
-    def __init__(self, graph: Any, scales: Mapping[str, float]) -> None:
+    def __init__(self, graph: Any, scales: Mapping[str, float], folder: Path) -> None:
         self.activations: dict[str, float] = {}
         self.weights: dict[str, WeightScales] = {}
-        self._graph, self._scales = graph, scales
+        self._graph, self._scales, self._folder = graph, scales, folder
         self._pairs: dict[str, gs.Variable] = {}
         self._constants: dict[str, tuple[gs.Constant, ...]] = {}
 
     def wrap(self, node: Any, product: Product) -> None:
-        dtype = np.dtype(_weight(node.inputs[1]).dtype)
+        source: Any = _require_source(node.inputs[1])
+        dtype = np.dtype(source.dtype)
         node.inputs[0] = self._activation(node, product.layer, dtype)
         node.inputs[1] = self._weight(node, product)
 
@@ -166,7 +173,7 @@ class _Edit:
 
     def _weight(self, node: Any, product: Product) -> gs.Variable:
         if product.weight not in self._constants:
-            weight = _weight(node.inputs[1])
+            weight = _weight(node.inputs[1], self._folder)
             scales = weight_scales(weight, product.axis)
             codes = gs.Constant(f"{product.weight}/int8", quantise(weight, scales, product.axis))
             self._constants[product.weight] = codes, *self._scale(product.weight, scales)
@@ -220,7 +227,23 @@ def _source(tensor: Any) -> gs.Constant | None:
     return None
 
 
-def _weight(tensor: Any) -> np.ndarray:
+def _require_source(tensor: Any) -> gs.Constant:
     source = _source(tensor)
-    assert source is not None
-    return source.values if source is tensor else source.values.transpose(tensor.inputs[0].attrs.get("perm"))
+    assert source is not None, "a product has a constant weight"
+    return source
+
+
+def _weight(tensor: Any, folder: Path) -> np.ndarray:
+    source = _require_source(tensor)
+    values = _stored(source, folder)
+    return values if source is tensor else values.transpose(tensor.inputs[0].attrs.get("perm"))
+
+
+def _stored(constant: gs.Constant, folder: Path) -> np.ndarray:
+    """graphsurgeon does not know the folder of weights beside the graph; onnx keeps in the tensor what it has read."""
+    lazy = constant._values
+    if not isinstance(lazy, LazyValues):
+        return constant.values
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(lazy.tensor)
+    return numpy_helper.to_array(tensor, str(folder))
