@@ -46,8 +46,8 @@ def ground(
         json: Print JSON with all moments and the saliency of each clip: one line a video.
         report: Write an HTML page to this file; of one video only.
         top: Moments in the table for each sentence.
-        window: Clips that the model sees at once of a longer video; default: as many as it takes. Best near the
-            lengths that it was trained on.
+        window: Clips that the model sees at once of a longer video; default: the median length of those that it was
+            trained on, for videos longer than all of these.
         threads: Threads for each model; default: all cores, of a list all but the one that decodes.
     """
     if top < 1:

@@ -30,6 +30,8 @@ class Checkpoint:
     spec: FeatureSpec
     epoch: int
     metrics: dict[str, float]
+    usual_clips: int = 0  # the median length of the videos that it was trained on; 0: an older one that does not tell
+    longest_clips: int = 0
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -39,6 +41,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         spec=checkpoint.spec.to_json(),
         epoch=str(checkpoint.epoch),
         metrics=json.dumps(checkpoint.metrics),
+        usual_clips=str(checkpoint.usual_clips),
+        longest_clips=str(checkpoint.longest_clips),
     )
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
     write_bytes(path, save(weights, header))
@@ -60,7 +64,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     spec = FeatureSpec.from_json(header["spec"], path)
     model = SDST(config.model).eval()
     load_weights(model, weights, str(path))
-    return Checkpoint(model, config, spec, int(header["epoch"]), json.loads(header["metrics"]))
+    lengths = (int(header.get(name, 0)) for name in ("usual_clips", "longest_clips"))
+    return Checkpoint(model, config, spec, int(header["epoch"]), json.loads(header["metrics"]), *lengths)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

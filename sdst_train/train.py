@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -227,7 +228,10 @@ class _Trainer:
 
     def _keep(self, metrics: dict[str, float]) -> None:
         """The checkpoints of this epoch."""
-        checkpoint = Checkpoint(self.learner.averaged, self.config, self.spec, self._epoch, metrics)
+        clips = [len(sample.video) for sample in {s.row["vid"]: s for s in self.train_samples}.values()]
+        checkpoint = Checkpoint(
+            self.learner.averaged, self.config, self.spec, self._epoch, metrics, int(median(clips)), max(clips)
+        )
         if metrics[self.config.select_by] > self.best.value:
             self.best = Best(metrics[self.config.select_by], self._epoch)
             save_checkpoint(self.run / "best.safetensors", checkpoint)

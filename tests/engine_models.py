@@ -40,6 +40,7 @@ def head_model(text: bytes | None = None, nodes: int = 2, dtype: int = TensorPro
     function = helper.make_function("sdst", "RDSA", reads[0], ["out"], body, opsets[:1], list(attributes))
     model = helper.make_model(graph, opset_imports=opsets, functions=[function])
     told = {"sdst.kind": "head", "sdst.spec": SPEC.to_json(), "sdst.precision": "fp32", "sdst.steps": "2"}
+    told |= {"sdst.usual_clips": "40", "sdst.longest_clips": "60"}
     helper.set_model_props(model, told | ({"sdst.mock": text.decode()} if text else {}))
     return model
 

@@ -32,7 +32,7 @@ def checkpoint(tmp_path) -> tuple[Path, Checkpoint]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    made = Checkpoint(model, TINY, SPEC, 4, {"MR-full-mAP": 12.5})
+    made = Checkpoint(model, TINY, SPEC, 4, {"MR-full-mAP": 12.5}, usual_clips=40, longest_clips=60)
     save_checkpoint(tmp_path / "model.safetensors", made)
     return tmp_path / "model.safetensors", made
 
@@ -42,6 +42,7 @@ def test_checkpoint_round_trip(checkpoint):
     loaded = load_checkpoint(path)
     assert not loaded.model.training
     assert (loaded.config, loaded.spec, loaded.epoch, loaded.metrics) == (TINY, SPEC, 4, {"MR-full-mAP": 12.5})
+    assert (loaded.usual_clips, loaded.longest_clips) == (40, 60)
     samples = make_samples(5)
     assert predict(TorchSession(loaded.model), samples, CLIP_S) == predict(TorchSession(made.model), samples, CLIP_S)
 
@@ -53,6 +54,13 @@ def rewrite(path: Path, weights=None, **metadata) -> None:
         header = json.loads(stored.metadata()["sdst"]) | metadata
     kept = pack_header(**{name: text for name, text in header.items() if text is not None})
     save_file(weights(old) if weights else old, path, kept)
+
+
+def test_an_older_checkpoint_does_not_tell_the_lengths(checkpoint):
+    path, _ = checkpoint
+    rewrite(path, usual_clips=None, longest_clips=None)
+    loaded = load_checkpoint(path)
+    assert (loaded.usual_clips, loaded.longest_clips) == (0, 0)
 
 
 def test_checkpoint_missing(tmp_path):

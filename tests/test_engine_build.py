@@ -98,7 +98,7 @@ def test_a_build_gives_an_engine_that_a_session_runs(tensorrt, tmp_path):
     assert "lies outside every profile" in said["outside"]
     assert said["notes"] == ["detailed", "level 3"]
     assert said["profiles"] == [[1, 8, F], [2, 8, F], [1, 24, F], [4, 24, F]]
-    assert said["limits"] == {"max_clips": 24, "max_batch": 2}
+    assert said["limits"] == {"max_clips": 24, "max_batch": 2, "usual_clips": 40, "longest_clips": 60}
     assert said["plugin"]
     assert said["timings"] == "sdst-mock-timings 1"
     assert said["timings_after_the_cache_hit"] == "sdst-mock-timings 1"

@@ -109,6 +109,7 @@ def test_what_is_read_of_an_onnx_file(tmp_path):
     assert graph.inputs["reference"] == TensorRecord("float32", ("B", M, 2))
     assert graph.outputs == {"out": TensorRecord("float32", ("B", M, F))}
     assert graph.weights_sha256 is None
+    assert graph.trained == {"usual_clips": 40, "longest_clips": 60}
     stripped = onnx.load_from_string(model_for_parser(graph.path))
     assert len(stripped.functions) == 0
     assert [node.op_type for node in stripped.graph.node] == ["RDSA", "RDSA"]

@@ -6,10 +6,12 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity_world import changed_bundle
 
 from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.dataset import pad_inputs
@@ -268,6 +270,22 @@ def test_a_long_video_says_what_its_windows_say(grounder, windowed, clips, seed)
     scores = [moment.score for moment in answer.moments]
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= moment.start_s <= moment.end_s <= duration_s for moment in answer.moments)
+
+
+def test_windows_are_as_long_as_what_was_learnt(exported, tmp_path):
+    """Up to the longest video of the training a video is seen whole, a longer one in windows of the median length."""
+
+    def tell(model: onnx.ModelProto) -> None:
+        told = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, told | {"sdst.usual_clips": "12", "sdst.longest_clips": "20"})
+
+    bundle = changed_bundle(exported.directory, tmp_path / "told", tell)
+    with Grounder.load(bundle, threads=1) as grounder:
+        windows = {T: grounder.project(random_video(grounder.spec, T)).windows for T in (5, 20, 21, 60)}
+    sizes = {T: {window.clips for window in found} for T, found in windows.items()}
+    assert sizes == {5: {5}, 20: {20}, 21: {12}, 60: {12}}
+    with Grounder.load(bundle, threads=1, window_clips=30) as grounder:
+        assert [window.clips for window in grounder.project(random_video(grounder.spec, 30)).windows] == [30]
 
 
 def test_long_and_short_videos_share_batches(windowed):

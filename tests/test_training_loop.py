@@ -122,6 +122,9 @@ def test_weights_are_those_that_were_measured(learned, name):
     stored = load_checkpoint(learned.directory / f"{name}.safetensors")
     assert validate(stored.model, learned.samples, CONFIG.data) == stored.metrics
     assert (stored.config, stored.spec) == (resolved(CONFIG), SPEC)
+    clips = sorted(len(sample.video) for sample in learned.samples)
+    assert (stored.usual_clips, stored.longest_clips) == (int(np.median(clips)), clips[-1])
+    assert clips[0] < stored.usual_clips < clips[-1]
 
 
 def test_best_is_kept_when_later_epochs_are_worse(tmp_path, monkeypatch):

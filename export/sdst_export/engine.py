@@ -250,7 +250,7 @@ def _wanted(
         steps=graph.steps,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        limits=limits(buckets) if graph.kind in ("projection", "head") else {},
+        limits=limits(buckets) | graph.trained if graph.kind in ("projection", "head") else {},
         machine=machine,
         plugin=PluginRecord(plugin.version, plugin.sha256) if plugin else None,
         graph_sha256=graph.sha256,

@@ -22,6 +22,7 @@ from sdst_runtime.tensorrt.compat import PLUGIN
 from sdst_runtime.tensorrt.sidecar import Kind, TensorRecord
 
 KINDS = ("vision", "text", "projection", "head")
+TRAINED = ("usual_clips", "longest_clips")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EngineGraph:
     precision: str
     spec: FeatureSpec
     steps: int  # as the exporter says, 0 in all but the head
+    trained: dict[str, int]  # what the exporter says of the training videos: usual_clips, longest_clips; or nothing
     rdsa: int  # sdst::RDSA nodes
     inputs: dict[str, TensorRecord]
     outputs: dict[str, TensorRecord]
@@ -56,6 +58,7 @@ def read_graph(path: Path) -> EngineGraph:
         precision=told.get("sdst.precision", "fp32"),
         spec=FeatureSpec.from_json(spec, path),
         steps=int(told.get("sdst.steps", 0)),
+        trained={name: int(told[f"sdst.{name}"]) for name in TRAINED if f"sdst.{name}" in told},
         rdsa=sum((node.op_type, node.domain) == (op, domain) for node in model.graph.node),
         inputs=_records(model.graph.input),
         outputs=_records(model.graph.output),

@@ -108,4 +108,6 @@ def _video(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, dict[in
 
 
 def _metadata(checkpoint: Checkpoint, kind: str, precision: Precision) -> dict[str, str]:
-    return {"sdst.spec": checkpoint.spec.to_json(), "sdst.kind": kind, "sdst.precision": precision}
+    told = {"sdst.spec": checkpoint.spec.to_json(), "sdst.kind": kind, "sdst.precision": precision}
+    lengths = {"sdst.usual_clips": checkpoint.usual_clips, "sdst.longest_clips": checkpoint.longest_clips}
+    return told | {name: str(clips) for name, clips in lengths.items() if clips}

@@ -23,7 +23,7 @@ from .errors import ContractError, InputError
 from .media import ClipStream
 from .session import PROJECTED, Session
 from .text import Tokenizer
-from .windows import merge, require_window, split
+from .windows import SMALLEST, merge, require_window, split
 
 VISION_BATCH = 16  # clips that the vision model gets at once
 MOST_CLIPS = 1200  # of a window, where the head's file does not say how many it takes (`sdst.max_clips`)
@@ -78,7 +78,9 @@ class Grounder:
         self.timings = Timings()
         self.most_rows = _limit(self.head.head, "sdst.max_batch", MOST_ROWS)
         most_clips = _limit(self.head.head, "sdst.max_clips", MOST_CLIPS)
-        self.window_clips = most_clips if window_clips is None else window_clips
+        usual, longest = (_limit(self.head.head, f"sdst.{name}_clips", most_clips) for name in ("usual", "longest"))
+        self.window_clips = max(min(usual, most_clips), SMALLEST) if window_clips is None else window_clips
+        self.whole_clips = min(longest, most_clips) if window_clips is None else window_clips
         if self.window_clips > most_clips:
             raise InputError(f"window: expected at most {most_clips} clips, which the head takes, got {window_clips}")
         require_window(self.window_clips)
@@ -88,9 +90,10 @@ class Grounder:
     def load(cls, bundle: str | Path, threads: int | None = None, *, window_clips: int | None = None) -> Grounder:
         """Open a bundle; `threads` for each model, default all cores.
 
-        A video of more than `window_clips` clips (default: the most that the head takes) is grounded in windows of
-        that many. Raises InputError or ContractError when a file is missing, changed or made under another contract,
-        and DependencyError when a package is missing.
+        A video of more than `window_clips` clips is grounded in windows of that many. Default: a video longer than all
+        that the model was trained on, in windows of their median length; where a bundle does not tell these, a video of
+        more clips than the head takes, in windows of as many. Raises InputError or ContractError when a file is
+        missing, changed or made under another contract, and DependencyError when a package is missing.
         """
         return cls(Bundle.open(bundle), threads, window_clips=window_clips)
 
@@ -116,7 +119,8 @@ class Grounder:
         """
         video.spec.require(self.spec, have="the video features", need="the bundle")
         features = video.features[:, -self.spec.layers :]
-        windows = split(len(features), self.window_clips)
+        whole = len(features) <= self.whole_clips
+        windows = split(len(features), max(len(features), SMALLEST) if whole else self.window_clips)
         projected: list[np.ndarray] = []
         with self.timings.call() as clock, clock.stage("projection"):
             for some in batches([window.clips for window in windows], self.most_rows):

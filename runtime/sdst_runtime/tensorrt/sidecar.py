@@ -107,7 +107,7 @@ class Sidecar:
     steps: int  # of the head's refinement; 0 in the others
     inputs: dict[str, TensorRecord]
     outputs: dict[str, TensorRecord]
-    limits: dict[str, int]  # what callers must keep to: max_clips, max_batch
+    limits: dict[str, int]  # what callers must keep to: max_clips, max_batch; if known, usual_clips, longest_clips
     machine: MachineRecord
     plugin: PluginRecord | None  # None: the engine needs none
     graph_sha256: str
