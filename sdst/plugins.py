@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdst_runtime.errors import ContractError, DependencyError, InputError, SdstError
-from sdst_runtime.files import atomic_path, only_process, remove, write_text
+from sdst_runtime.files import copy_file, only_process, remove, write_text
 from sdst_runtime.machine import usable_cores
 from sdst_runtime.plugin_library import (
     LIBRARIES,
@@ -99,8 +99,7 @@ def build(
         made = RdsaLibrary(folder / LIBRARIES[device]).info
         _require_wanted(made, device, needs_tensorrt=bool(options))
         place = (out or PACKAGE_FOLDER).absolute() / LIBRARIES[device]
-        with atomic_path(place) as temporary:
-            shutil.copyfile(made.path, temporary)
+        copy_file(made.path, place)
     Console().print(_facts(RdsaLibrary(place).info))
 
 

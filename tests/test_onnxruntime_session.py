@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from forked import said_by_a_fork
 
 from sdst_runtime.bundle import MODELS
 from sdst_runtime.errors import DependencyError, InputError
@@ -144,19 +145,7 @@ def test_closed_is_closed(head):
 def test_a_fork_is_told_to_open_its_own(head):
     inputs = arrays(head)
     head.run(inputs)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            head.run(inputs)
-        except InputError as error:
-            os.write(writer, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader) as stream:
-        said = stream.read()
+    child, said = said_by_a_fork(lambda: head.run(inputs))
     assert said == (
         f"head.onnx: the session was opened by process {os.getpid()} and this is its fork {child};"
         " open the model in each process"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import said_by_a_fork
 
 from sdst_calib.parity import max_abs_error
 from sdst_export.serving import serving_model
@@ -132,19 +133,7 @@ def test_closed_is_closed(model):
 def test_a_fork_is_told_to_open_its_own(model):
     session = TorchSession(model)
     inputs = inputs_of(session)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            session.run(inputs)
-        except InputError as error:
-            os.write(writer, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader) as stream:
-        said = stream.read()
+    child, said = said_by_a_fork(lambda: session.run(inputs))
     assert f"was opened by process {os.getpid()} and this is its fork {child};" in said
 
 

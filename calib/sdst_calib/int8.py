@@ -8,11 +8,9 @@ search runs, and after one that failed, sensitivity.json holds what each layer c
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,7 +23,7 @@ from sdst_runtime.bundle import DATA_SUFFIX, EXPORT_REPORT, MANIFEST, TOKENIZER,
 from sdst_runtime.data_config import DataConfig
 from sdst_runtime.dataset import Sample
 from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.files import atomic_path, make_directory, remove, write_json
+from sdst_runtime.files import copy_file, make_directory, remove, write_json
 from sdst_runtime.session import HEAD_MODELS
 
 from .int8_collect import require_real, tensor_scales
@@ -33,7 +31,7 @@ from .int8_trial import Trial, modules, save_quantised
 from .quantise import Product, Quantised, WeightScales, default_kept, find_products, within
 from .scales import Method
 from .sensitivity import Measure, Measured, Sensitivity, rank_layers, search_within
-from .taps_data import QueryFeeds
+from .taps_data import QueryFeeds, files_sha256
 
 PRECISION = "int8"
 REPORT = "int8.json"
@@ -263,18 +261,12 @@ def _model_scales(
 ) -> ModelScales:
     prefix = f"{name}:"
     return ModelScales(
-        source_sha256=_source_sha256(bundle, name),
+        source_sha256=files_sha256(bundle, [name]),
         layers=[layer.removeprefix(prefix) for layer in layers if layer.startswith(prefix)],
         kept={layer.removeprefix(prefix): reason for layer, reason in kept.items() if layer.startswith(prefix)},
         activations=quantised.activations if quantised else {},
         weights=quantised.weights if quantised else {},
     )
-
-
-def _source_sha256(bundle: Bundle, name: str) -> str:
-    files, file = bundle.manifest.files, bundle.manifest.models[name]
-    weights = files.get(file + DATA_SUFFIX)
-    return files[file] if weights is None else hashlib.sha256((files[file] + weights).encode()).hexdigest()
 
 
 def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], report: Int8Report) -> None:
@@ -286,7 +278,7 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
             save_quantised(model, out / file, bundle.directory)
         else:
             _copy_model(bundle.directory / file, out / file)
-    _copy(bundle.directory / TOKENIZER, out / TOKENIZER)
+    copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
     write_json(out / REPORT, dataclasses.asdict(report))
     remove(out / EXPORT_REPORT)  # it would account for other graphs
     remove(out / SENSITIVITY)  # int8.json has it
@@ -297,15 +289,10 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
 def _copy_model(source: Path, target: Path) -> None:
     weights, there = (path.with_name(path.name + DATA_SUFFIX) for path in (source, target))
     if weights.is_file():
-        _copy(weights, there)
+        copy_file(weights, there)
     else:
         remove(there)
-    _copy(source, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
+    copy_file(source, target)
 
 
 def _told(model: onnx.ModelProto) -> dict[str, str]:

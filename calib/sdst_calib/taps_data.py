@@ -51,10 +51,7 @@ class QueryFeeds:
 
     def model_sha256(self, model: str) -> str:
         """Digest of the model's files, and of the projection's where its result is the input."""
-        manifest = self.bundle.manifest
-        names = [manifest.models[name] for name in (("projection", "head") if model == "head" else (model,))]
-        files = [file for name in names for file in (name, name + DATA_SUFFIX) if file in manifest.files]
-        return _combined([manifest.files[file] for file in files])
+        return files_sha256(self.bundle, ("projection", "head") if model == "head" else (model,))
 
     def data_sha256(self, model: str) -> str:
         """Digest of what feeds a model: every feature and sentence; for vision every video and moment."""
@@ -113,6 +110,14 @@ class QueryFeeds:
         return pad_inputs([sample.video], [sample.text], self.bundle.manifest.spec.layers)
 
 
+def files_sha256(bundle: Bundle, models: Sequence[str]) -> str:
+    """Digest of the files of some models, weights beside the graphs too; of one file its own."""
+    names = [bundle.manifest.models[model] for model in models]
+    files = [file for name in names for file in (name, name + DATA_SUFFIX) if file in bundle.manifest.files]
+    digests = [bundle.manifest.files[file] for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     """At most `count` samples, evenly over all. Raises InputError for a count below 1 and where there are none."""
     if count < 1:
@@ -126,7 +131,3 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 def _middle_s(sample: Sample) -> float:
     windows = sample.row.get("relevant_windows") or [[0.0, sample.row["duration"]]]
     return (windows[0][0] + windows[0][1]) / 2
-
-
-def _combined(digests: Sequence[str]) -> str:
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.progress import Progress
 
 from sdst_runtime.bundle import MANIFEST, MODELS, TOKENIZER, Bundle, write_manifest
 from sdst_runtime.errors import InputError
-from sdst_runtime.files import atomic_path, make_directory, remove
+from sdst_runtime.files import copy_file, make_directory, remove
 from sdst_runtime.plugin_library import LIBRARIES, find_plugin_library
 from sdst_runtime.tensorrt.device import Device
 from sdst_runtime.tensorrt.sidecar import Sidecar, sidecar_path
@@ -48,8 +47,7 @@ def build_bundle(
         beside.append(sidecar_path(plan).name)
         if _needs_library(sidecar):
             beside.append(_copy_library(device, bundle.directory, out))
-    with atomic_path(out / TOKENIZER) as temporary:
-        shutil.copyfile(bundle.directory / TOKENIZER, temporary)
+    copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
     models = {name: f"{name}.plan" for name in MODELS}
     return write_manifest(out, bundle.manifest.spec, models, importlib.metadata.version("sdst"), beside)
 
@@ -69,6 +67,5 @@ def _needs_library(sidecar: Sidecar) -> bool:
 def _copy_library(device: Device, bundle: Path, out: Path) -> str:
     """The library travels with its engines."""
     name = LIBRARIES[device.plugin_device]
-    with atomic_path(out / name) as temporary:
-        shutil.copyfile(find_plugin_library(device.plugin_device, bundle), temporary)
+    copy_file(find_plugin_library(device.plugin_device, bundle), out / name)
     return name

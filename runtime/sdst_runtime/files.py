@@ -67,6 +67,12 @@ def remove_leftovers(directory: Path) -> None:
         remove(path)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all. Raises InputError when `target` cannot be written."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def make_directory(path: Path) -> None:
     """Make `path` and its parents where they are missing. Raises InputError when that cannot be."""
     try:
