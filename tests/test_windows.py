@@ -136,21 +136,32 @@ def test_windows_may_overlap_threefold():
     assert merged(views[0], (second, []), views[2]) == [(12.5, 15.5, 0.7)]
 
 
+def test_an_overlap_of_exactly_the_share_means_the_same():
+    first, second = Window(0, 40), Window(24, 64)
+    found = (first, [(25.25, 37.75, 0.5)]), (second, [(30.375, 40.0, 0.7)])
+    assert shared_iou(found[0][1][0], found[1][1][0], first, second) == 0.5 == SAME
+    assert merged(*found) == [(30.375, 40.0, 0.7)]
+    assert merged((first, [(25.125, 37.75, 0.5)]), found[1]) == [(30.375, 40.0, 0.7), (25.125, 37.75, 0.5)]
+
+
 spans = st.lists(
-    st.tuples(st.integers(0, 399), st.integers(1, 160), st.integers(1, 99)), max_size=6, unique_by=lambda t: t[2]
+    st.tuples(st.integers(0, 319), st.integers(1, 128), st.integers(1, 99)), max_size=6, unique_by=lambda t: t[2]
 )
 
 
 @st.composite
 def views(draw):
-    """Windows of a video and random moments, of which each score occurs once."""
+    """Windows of a video and random moments, of which each score occurs once.
+
+    Times are eighths of a second, which floats hold exactly: an IoU of exactly `SAME` is one in any order of sums.
+    """
     windows = split(draw(st.integers(41, 130)), 40)
     found = []
     for w, window in enumerate(windows):
         moments = []
         for start, length, score in draw(spans):
-            start_s = window.start + start / 10
-            moments.append((start_s, min(start_s + length / 10, float(window.stop)), score / 100 + w / 10000))
+            start_s = window.start + start / 8
+            moments.append((start_s, min(start_s + length / 8, float(window.stop)), score / 100 + w / 10000))
         found.append((window, moments))
     return found
 

@@ -31,7 +31,8 @@ from .doctor_gpu import (
 )
 from .doctor_types import Check, split_message
 from .errors import ContractError, SdstError
-from .machine import usable_cores
+from .int8_products import products_are_exact
+from .machine import instructions, usable_cores
 from .session import Session
 
 OLDEST_PYTHON = (3, 10)
@@ -61,6 +62,7 @@ def examine(bundle: Path | None = None, run_cuda: RunOnCuda | None = None) -> Ex
         check_python(),
         check_packages(),
         check_onnxruntime(),
+        check_int8(),
         check_video(),
         check_disk(bundle or Path.cwd()),
         check_onnxruntime_cuda(),
@@ -101,6 +103,19 @@ def check_onnxruntime() -> Check:
         return Check("ONNX Runtime", "fault", str(error), "run  pip install onnxruntime", needed=True)
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
     return Check("ONNX Runtime", "fine", f"{ort.__version__}, runs on {providers}", needed=True)
+
+
+def check_int8() -> Check:
+    """How int8 models run on this processor, tried on a small known product."""
+    sets = " ".join(instructions()) or "instructions unknown"
+    try:
+        exact = products_are_exact()
+    except SdstError as error:
+        return Check("int8 products", "fault", *split_message(str(error)), needed=True)
+    if exact:
+        return Check("int8 products", "fine", f"exact ({sets})", needed=True)
+    found = f"saturate ({sets}): int8 models are computed in float here, right but no faster than fp32"
+    return Check("int8 products", "absent", found, "use an fp32 bundle, or a processor with VNNI")
 
 
 def check_video() -> Check:

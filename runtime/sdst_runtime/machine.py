@@ -37,18 +37,36 @@ def machine_facts() -> tuple[tuple[str, str], ...]:
     packages = ("onnxruntime", "av", "sdst")
     return (
         ("processor", _processor()),
+        ("instructions", " ".join(instructions()) or "unknown"),
         ("cores", str(usable_cores())),
         ("Python", platform.python_version()),
         *((name, _version(name)) for name in packages),
     )
 
 
+def instructions() -> tuple[str, ...]:
+    """Those of the processor's instruction sets that decide how fast products are, by Linux' names; empty elsewhere."""
+    has = set(f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split())  # x86, Arm
+    return tuple(name for name in _INSTRUCTIONS if name in has)
+
+
+_INSTRUCTIONS = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16"),
+    *("amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first processor under a name; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return ""
+    return next((value.strip() for name, _, value in (x.partition(":") for x in lines) if name.strip() == field), "")
 
 
 def _version(package: str) -> str:

@@ -2,6 +2,8 @@
 
 Inputs and outputs are bound where they lie in the caller's memory, so on a CPU nothing is copied. Against a plain
 `InferenceSession.run` that saves no time which could be told from noise (docs/benchmarking.md): the outputs are small.
+
+Where the processor's int8 products saturate, Q/DQ of an int8 model are computed in float (int8_products.py).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import DependencyError, InputError, require_package
+from .int8_products import FLOAT_PRODUCTS, products_are_exact
 from .machine import usable_cores
 from .session import TensorInfo, require_inputs
 
@@ -118,6 +121,8 @@ def _load(path: Path, threads: int, device: Device) -> Any:
     options.log_severity_level = 3
     # By default a model's threads spin for a while after a run, on the cores that the bundle's next model needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not products_are_exact():
+        options.add_session_config_entry(*FLOAT_PRODUCTS)
     try:
         providers = _providers(ort.get_available_providers(), device)
         # On a CPU the fused residual and norm is slower than the two (docs/benchmarking.md).
