@@ -185,7 +185,7 @@ def test_examination_without_a_bundle_needs_none():
     found = examine()
     assert found.faults == ()
     assert [check.name for check in found.checks if check.needed] == [
-        "Python", "packages", "ONNX Runtime", "video decoding",
+        "Python", "packages", "ONNX Runtime", "int8 products", "video decoding",
     ]  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""int8 on this processor: how far a session's outputs are from exact Q/DQ, and its time beside fp32.
+
+    python benchmarks/int8_products.py FP32_BUNDLE INT8_BUNDLE --data CONFIG [--root FOLDER] [--queries N]
+
+Exact is ONNX Runtime without any optimisation: Q/DQ and products of floats, as the file has them. Errors are norms of
+differences over norms, over all queries, one at a time, so without padding. Times are of the whole head, one thread.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import tyro
+from rich.console import Console
+from rich.table import Table
+from timing import interleave, report
+
+from sdst.eval import data_of, load_samples, open_head
+from sdst_calib.taps_data import spread
+from sdst_runtime.bundle import Bundle
+from sdst_runtime.dataset import pad_inputs
+from sdst_runtime.int8_products import products_are_exact
+from sdst_runtime.session import HEAD_MODELS
+
+
+def main(
+    fp32: tyro.conf.Positional[Path],
+    int8: tyro.conf.Positional[Path],
+    *,
+    data: str,
+    root: Path | None = None,
+    queries: int = 64,
+    seconds: float = 10.0,
+) -> None:
+    """A row an output, then the times."""
+    reference = open_head(fp32)
+    samples = spread(load_samples(reference, data_of(reference, data, root), "val"), queries)
+    inputs = [pad_inputs([sample.video], [sample.text]) for sample in samples]
+    files = Bundle.open(int8)
+    exact = [_exact(files, one) for one in inputs]
+    floats = "" if products_are_exact() else ", which would saturate: computed in float"
+    with Bundle.open(fp32).head(1) as single, files.head(1) as eight:
+        table = Table(
+            "output", "of exact Q/DQ", "of fp32", title=f"relative error of int8{floats}, {len(inputs)} queries"
+        )
+        got, wide = [eight.run(one) for one in inputs], [single.run(one) for one in inputs]
+        for name in exact[0]:
+            table.add_row(name, *(f"{_error(got, other, name):.2e}" for other in (exact, wide)))
+        Console(width=120).print(table)
+        if seconds > 0:
+            variants = {"fp32": lambda: single.run(inputs[0]), "int8": lambda: eight.run(inputs[0])}
+            report("the head, B 1, one thread", interleave(variants, seconds=seconds))
+
+
+def _exact(bundle: Bundle, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    values = dict(inputs)
+    for model in HEAD_MODELS:
+        session = ort.InferenceSession(str(bundle.path(model)), options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        found = session.run(names, {value.name: values[value.name] for value in session.get_inputs()})
+        values |= dict(zip(names, found, strict=True))
+    return {name: values[name] for name in names}
+
+
+def _error(got: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]], name: str) -> float:
+    ours, theirs = (np.concatenate([one[name].ravel() for one in answers]) for answers in (got, expected))
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
