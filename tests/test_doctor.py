@@ -203,5 +203,5 @@ def test_command_where_onnx_runtime_is_missing():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "No module named 'onnxruntime'" in done.stdout
-    assert "ONNX Runtime: run pip install onnxruntime" in done.stderr
+    assert "ONNX Runtime: run pip install 'onnxruntime>=" in done.stderr
     assert done.stderr.count("\n") == 1

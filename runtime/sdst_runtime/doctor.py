@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import MODELS, Bundle
+from .distribution import install_command, requirement
 from .doctor_gpu import (
     RunOnCuda,
     check_cuda,
@@ -88,7 +89,7 @@ def check_packages() -> Check:
     """The packages that a plain installation brings."""
     missing = [name for name in PACKAGES if not _imports(name)]
     if missing:
-        return Check("packages", "fault", f"cannot import {', '.join(missing)}", "run  pip install sdst", needed=True)
+        return Check("packages", "fault", f"cannot import {', '.join(missing)}", install_command(), needed=True)
     found = ", ".join(f"{name} {_version(name)}" for name in PACKAGES if name not in ("onnxruntime", "av"))
     return Check("packages", "fine", found, needed=True)
 
@@ -98,7 +99,7 @@ def check_onnxruntime() -> Check:
     try:
         ort: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
-        return Check("ONNX Runtime", "fault", str(error), "run  pip install onnxruntime", needed=True)
+        return Check("ONNX Runtime", "fault", str(error), _install("onnxruntime"), needed=True)
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
     return Check("ONNX Runtime", "fine", f"{ort.__version__}, runs on {providers}", needed=True)
 
@@ -109,7 +110,7 @@ def check_video() -> Check:
         av: Any = importlib.import_module("av")
         codecs: Any = importlib.import_module("av.codec")
     except ImportError as error:
-        return Check("video decoding", "fault", str(error), "run  pip install av", needed=True)
+        return Check("video decoding", "fault", str(error), _install("av"), needed=True)
     libavcodec = ".".join(map(str, av.library_versions.get("libavcodec", ())))
     found = f"PyAV {av.__version__}, libavcodec {libavcodec}"
     lacking = [name for name in ("h264", "hevc", "vp9", "av1") if name not in codecs.codecs_available]
@@ -176,6 +177,10 @@ def random_inputs(session: Session) -> dict[str, np.ndarray]:
         else:
             inputs[name] = rng.standard_normal(shape).astype(info.dtype)
     return inputs
+
+
+def _install(package: str) -> str:
+    return f"run  pip install '{requirement(package)}'"
 
 
 def _imports(name: str) -> bool:
