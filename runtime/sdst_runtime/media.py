@@ -48,6 +48,11 @@ def clip_count(duration_s: float, clip_s: float, frames_per_clip: int) -> int:
     return max(1, math.ceil((duration_s - first_s - _TICK_S) / clip_s))
 
 
+def decoder_name() -> str:
+    """What decodes here, for those who compare features: its major version, since a new one may round otherwise."""
+    return f"libavcodec {require_package('av', '').library_versions['libavcodec'][0]}"
+
+
 class ClipStream:
     """Iterate over a video's clips in batches: uint8 [n, F, S, S, 3], RGB, n <= batch, memory bounded by the batch.
 
