@@ -207,7 +207,7 @@ def test_wheel_holds_package_data(wheel):
         "sdst_runtime/templates/report.html",
         "sdst/demo/assets/tiny_backbone.safetensors",
     }
-    for room, folder in (("sdst", "demo/assets"), ("sdst_runtime", "templates")):
+    for room, folder in (("sdst", "demo/assets"), ("sdst_runtime", "templates"), ("sdst_runtime", "assets")):
         wanted |= {f"{room}/{folder}/{path.name}" for path in (ROOMS[room] / folder).glob("*") if path.is_file()}
 
     assert wanted - wheel == set()

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .bundle import MODELS, Bundle
-from .distribution import install_command, requirement
+from .distribution import install_command
+from .doctor_base import check_annotations, check_onnxruntime, check_video
 from .doctor_gpu import (
     RunOnCuda,
     check_cuda,
@@ -63,6 +63,7 @@ def examine(bundle: Path | None = None, run_cuda: RunOnCuda | None = None) -> Ex
         check_packages(),
         check_onnxruntime(),
         check_video(),
+        check_annotations(),
         check_disk(bundle or Path.cwd()),
         check_onnxruntime_cuda(),
         check_driver(),
@@ -92,32 +93,6 @@ def check_packages() -> Check:
         return Check("packages", "fault", f"cannot import {', '.join(missing)}", install_command(), needed=True)
     found = ", ".join(f"{name} {_version(name)}" for name in PACKAGES if name not in ("onnxruntime", "av"))
     return Check("packages", "fine", found, needed=True)
-
-
-def check_onnxruntime() -> Check:
-    """ONNX Runtime and what it can run on."""
-    try:
-        ort: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        return Check("ONNX Runtime", "fault", str(error), _install("onnxruntime"), needed=True)
-    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
-    return Check("ONNX Runtime", "fine", f"{ort.__version__}, runs on {providers}", needed=True)
-
-
-def check_video() -> Check:
-    """PyAV with the libraries of ffmpeg, and a decoder for the commonest videos."""
-    try:
-        av: Any = importlib.import_module("av")
-        codecs: Any = importlib.import_module("av.codec")
-    except ImportError as error:
-        return Check("video decoding", "fault", str(error), _install("av"), needed=True)
-    libavcodec = ".".join(map(str, av.library_versions.get("libavcodec", ())))
-    found = f"PyAV {av.__version__}, libavcodec {libavcodec}"
-    lacking = [name for name in ("h264", "hevc", "vp9", "av1") if name not in codecs.codecs_available]
-    if "h264" in lacking:
-        mend = "run  pip install --force-reinstall av , whose wheels bring ffmpeg with it"
-        return Check("video decoding", "fault", f"{found}, without h264", mend, needed=True)
-    return Check("video decoding", "fine", found + (f", without {', '.join(lacking)}" if lacking else ""), needed=True)
 
 
 def check_disk(place: Path) -> Check:
@@ -177,10 +152,6 @@ def random_inputs(session: Session) -> dict[str, np.ndarray]:
         else:
             inputs[name] = rng.standard_normal(shape).astype(info.dtype)
     return inputs
-
-
-def _install(package: str) -> str:
-    return f"run  pip install '{requirement(package)}'"
 
 
 def _imports(name: str) -> bool:
