@@ -1,8 +1,9 @@
 # make demo   run the whole line on rendered videos and write a report to demo-out/
 # make test   lint, types and tests
+# make test-matrix   a plain installation with the oldest and the newest allowed versions, on Python 3.10, 3.12 and 3.13
 # make gpu-check   on a machine with a GPU: build, test and time the CUDA kernel; installs nothing and needs no .venv.
 #                  In parts: make gpu-check PYTHON=python3 ARGS="--parts build,tests --out DIR"
-# The first two make .venv first when it is missing or older than pyproject.toml or constraints.txt.
+# The first three make .venv first when it is missing or older than pyproject.toml or constraints.txt.
 # Another interpreter: make test PYTHON=python3.12. The CI Python is 3.11.
 
 PYTHON ?= python3
@@ -10,13 +11,16 @@ BIN := .venv/bin
 # The last step of the installation: an interrupted one leaves no stamp and is done again.
 STAMP := .venv/installed
 
-.PHONY: demo test lint gpu-check clean
+.PHONY: demo test test-matrix lint gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-matrix: $(STAMP)
+	$(BIN)/python .ci/matrix.py $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
