@@ -8,7 +8,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# The last step of the installation: an interrupted one leaves no stamp and is done again.
+# The last step of the installation: an interrupted one leaves no stamp and is done again, from nothing: what an older
+# pyproject.toml named must not stay.
 STAMP := .venv/installed
 
 .PHONY: demo test test-matrix lint gpu-check clean
@@ -36,7 +37,7 @@ gpu-check:
 $(STAMP): pyproject.toml constraints.txt
 	rm -f $(STAMP)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet -c constraints.txt setuptools
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
 	touch $(STAMP)
