@@ -1,22 +1,27 @@
 # make demo   run the whole line on rendered videos and write a report to demo-out/
 # make test   lint, types and tests
+# make test-matrix   a plain installation with the oldest and the newest allowed versions, on Python 3.10, 3.12 and 3.13
 # make gpu-check   on a machine with a GPU: build, test and time the CUDA kernel; installs nothing and needs no .venv.
 #                  In parts: make gpu-check PYTHON=python3 ARGS="--parts build,tests --out DIR"
-# The first two make .venv first when it is missing or older than pyproject.toml or constraints.txt.
+# The first three make .venv first when it is missing or older than pyproject.toml or constraints.txt.
 # Another interpreter: make test PYTHON=python3.12. The CI Python is 3.11.
 
 PYTHON ?= python3
 BIN := .venv/bin
-# The last step of the installation: an interrupted one leaves no stamp and is done again.
+# The last step of the installation: an interrupted one leaves no stamp and is done again, from nothing: what an older
+# pyproject.toml named must not stay.
 STAMP := .venv/installed
 
-.PHONY: demo test lint gpu-check clean
+.PHONY: demo test test-matrix lint gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-matrix: $(STAMP)
+	$(BIN)/python .ci/matrix.py $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -32,7 +37,7 @@ gpu-check:
 $(STAMP): pyproject.toml constraints.txt
 	rm -f $(STAMP)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet -c constraints.txt setuptools
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
 	touch $(STAMP)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sdst_export.engine import EngineOptions
@@ -15,6 +14,8 @@ from sdst_export.engine_profiles import default_buckets, parse_buckets
 from sdst_runtime.bundle import Bundle
 from sdst_runtime.tensorrt.compat import load_tensorrt
 from sdst_runtime.tensorrt.pycuda_device import open_pycuda_device
+
+from .progress import progress_of
 
 
 def build(
@@ -54,6 +55,5 @@ def build(
 
 def _bar() -> Progress:
     """Lines of TensorRT's phases; they vanish as the phases end."""
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return progress_of(columns)

@@ -45,6 +45,9 @@ def verify(features: tyro.conf.Positional[Path], *, annotations: tuple[Path, ...
     print(f"{features}: {found.videos} videos, {found.clips} clips, {found.sentences} sentences are sound")  # noqa: T201
     if found.spec is not None:
         print(f"contract: {found.spec.to_json()}")  # noqa: T201
+    told = [f"{name or 'a decoder that is not told'} ({count})" for name, count in sorted(found.decoders.items())]
+    if told:
+        print(f"videos decoded by: {', '.join(told)}")  # noqa: T201
     if found.problems:
         count = "1 problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
         raise InputError(f"{count} in {features}, listed on stdout; delete those files and extract them again")

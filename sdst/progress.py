@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 
 def make_bar(console: Console | None = None) -> Progress:
     """A bar with its counts and the time that is left; it vanishes when it is done."""
-    console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return progress_of(columns, console)
+
+
+def progress_of(columns: Sequence[ProgressColumn], console: Console | None = None) -> Progress:
+    """A bar of these columns. Elsewhere than on a terminal it must not end in an empty line, as rich 14 lets it."""
+    console = console or Console(stderr=True)
+    shown = console.is_terminal
+    return Progress(*columns, console=console if shown else Console(quiet=True), transient=True, disable=not shown)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sdst_runtime.dataset import Sample
+from sdst_runtime.distribution import own_version
 from sdst_runtime.machine import machine_facts
 
 from .distributed import Team
@@ -23,7 +24,7 @@ def start_facts(model: SDST, team: Team, train: Sequence[Sample], val: Sequence[
         machine["GPU"] = torch.cuda.get_device_name(team.device)
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"sdst": version("sdst"), "torch": torch.__version__, "numpy": version("numpy")},
+        "versions": {"sdst": own_version(), "torch": torch.__version__, "numpy": version("numpy")},
         "machine": machine,
         "parameters": parameter_count(model),
         "train_queries": len(train),

@@ -126,9 +126,12 @@ def make_exported(root: Path) -> None:
 @pytest.fixture(scope="session")
 def video(tmp_path_factory) -> Path:
     """7.4 s of moving noise, 40x32 pixels, 10 frames a second."""
+    return write_noise(tmp_path_factory.mktemp("video") / "noise.mp4")
+
+
+def write_noise(path: Path) -> Path:
     import av
 
-    path = tmp_path_factory.mktemp("video") / "noise.mp4"
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:

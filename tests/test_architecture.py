@@ -20,7 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from sdst import __version__
 from sdst.cli import VERBS
+from sdst_runtime.distribution import DISTRIBUTION, install_command, own_version, requirement
 
 ROOT = Path(__file__).parents[1]
 # From the top of the house to the ground floor: a room may import those that come after it, never one before it.
@@ -130,7 +132,7 @@ def test_relative_imports_are_resolved():
 
 
 def test_runtime_uses_only_what_a_plain_installation_brings():
-    plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires("sdst") or [] if "extra ==" not in line}
+    plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires(DISTRIBUTION) or [] if "extra ==" not in line}
     allowed = plain | set(sys.stdlib_module_names) | {"sdst_runtime"}
     found = {
         f"{path.name}, line {line}: {name}"
@@ -141,6 +143,36 @@ def test_runtime_uses_only_what_a_plain_installation_brings():
 
     assert "numpy" in plain
     assert found == set()
+
+
+# ---------------------------------------------------------------- the name
+
+
+def test_the_index_is_never_asked_for_another_projects_package():
+    """`sdst` there is not ours: nothing installs it, and nothing asks for its version."""
+    wrong = re.compile(r"""\bsdst\[|pip install (-\S+ )*['"]?sdst\b(?!-)|\bversion\(["']sdst["']\)""")
+    files = [path for room in ORDER for path in sources(room)]
+    files += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [
+        f"{path.relative_to(ROOT)}, line {number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if wrong.search(line)
+    ]
+
+    assert wrong.search("pip install -U 'sdst[train]'")
+    assert wrong.search("pip install sdst")
+    assert not wrong.search("pip install sdst-vtg")
+    assert found == []
+
+
+def test_the_distribution_has_one_name():
+    assert re.search(rf'^name = "{DISTRIBUTION}"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert own_version() == __version__
+    assert requirement("pydantic").startswith("pydantic>=")
+    assert requirement("torch") == "torch"  # an extra brings it
+    assert install_command("train") == "run  pip install '.[train]'  in the project's checkout"
+    assert install_command() == "run  pip install .  in the project's checkout"
 
 
 # ---------------------------------------------------------------- the wheel
@@ -158,7 +190,7 @@ def wheel(tmp_path_factory) -> set[str]:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (path,) = place.glob("sdst-*.whl")
+    (path,) = place.glob("sdst_vtg-*.whl")
     with zipfile.ZipFile(path) as archive:
         return set(archive.namelist())
 
@@ -175,7 +207,7 @@ def test_wheel_holds_package_data(wheel):
         "sdst_runtime/templates/report.html",
         "sdst/demo/assets/tiny_backbone.safetensors",
     }
-    for room, folder in (("sdst", "demo/assets"), ("sdst_runtime", "templates")):
+    for room, folder in (("sdst", "demo/assets"), ("sdst_runtime", "templates"), ("sdst_runtime", "assets")):
         wanted |= {f"{room}/{folder}/{path.name}" for path in (ROOMS[room] / folder).glob("*") if path.is_file()}
 
     assert wanted - wheel == set()
@@ -186,6 +218,21 @@ def test_wheel_holds_the_rooms_and_nothing_else(wheel):
 
     assert top == set(ORDER)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
+
+
+def test_class_variables_say_their_type():
+    """pydantic on Python 3.10 refuses a bare ClassVar when the dataclass is first used."""
+    annotations = [
+        (path, node)
+        for room in ORDER
+        for path in sources(room)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.AnnAssign) and "ClassVar" in ast.unparse(node.annotation)
+    ]
+    bare = {f"{path.name}, line {n.lineno}" for path, n in annotations if "ClassVar[" not in ast.unparse(n.annotation)}
+
+    assert len(annotations) >= 2
+    assert bare == set()
 
 
 def test_every_folder_of_source_is_a_package():

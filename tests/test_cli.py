@@ -99,7 +99,7 @@ def test_a_missing_package_is_said_with_its_extra(package, verb, extra):
     done = run_without((package,), verb, "--help")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {package} is needed here")
-    assert done.stderr.endswith(f"run pip install 'sdst[{extra}]'\n")
+    assert done.stderr.endswith(f"run pip install '.[{extra}]' in the project's checkout\n")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import doctor_assets
 import numpy as np
 import pytest
 from host_device import HostDevice
@@ -16,7 +18,9 @@ from host_library import SOUND, compiled, stating
 from rdsa_cases import SMALL_CASES, make_inputs, oracle
 
 from sdst.cli import main
-from sdst_runtime.doctor import check_bundle, check_disk, check_video, examine, random_inputs
+from sdst_runtime.annotations import read_annotations
+from sdst_runtime.doctor import check_bundle, check_disk, examine, random_inputs
+from sdst_runtime.doctor_base import ASSETS, WEIGHTS, check_annotations, check_onnxruntime, check_video
 from sdst_runtime.doctor_gpu import (
     check_driver,
     check_plugin,
@@ -26,6 +30,7 @@ from sdst_runtime.doctor_gpu import (
     run_on_device,
 )
 from sdst_runtime.errors import ContractError
+from sdst_runtime.media import read_clips
 from sdst_runtime.plugin_library import VARIABLE, RdsaLibrary
 from sdst_runtime.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs, rdsa_oracle
 from sdst_runtime.session import TensorInfo
@@ -128,6 +133,75 @@ def test_video_decoding_names_its_libraries():
     check = check_video()
     assert check.state == "fine"
     assert f"PyAV {av.__version__}, libavcodec " in check.found
+    assert re.search(r"; decoded a clip, colours right within [0-4] of 255$", check.found)
+
+
+def test_wrong_colours_are_a_fault(monkeypatch):
+    """What PyAV 16 does: BT.709 read as BT.601."""
+
+    def read(path, spec):
+        clips, duration_s = read_clips(path, spec)
+        rgb = clips / 255
+        y = rgb @ [0.2126, 0.7152, 0.0722]
+        cb, cr = (rgb[..., 2] - y) / 1.8556, (rgb[..., 0] - y) / 1.5748
+        red, blue = y + 1.402 * cr, y + 1.772 * cb
+        green = (y - 0.299 * red - 0.114 * blue) / 0.587
+        return (np.stack([red, green, blue], axis=-1) * 255).clip(0, 255).round().astype(np.uint8), duration_s
+
+    monkeypatch.setattr("sdst_runtime.doctor_base.read_clips", read)
+    check = check_video()
+    assert (check.state, check.needed) == ("fault", True)
+    off = int(re.search(r"the colours are wrong: a clip in BT\.709 is off by (\d+) of 255", check.found)[1])
+    assert 20 <= off <= 40
+    assert re.match(r"run  pip install --force-reinstall 'av(<20,>=17|>=17,<20)'", check.mend)
+
+
+def test_a_video_that_cannot_be_decoded_is_a_fault(monkeypatch):
+    """What PyAV 19 did: an argument that is gone ends in a TypeError, not in an error of ours."""
+
+    def read(path, spec):
+        raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
+
+    monkeypatch.setattr("sdst_runtime.doctor_base.read_clips", read)
+    check = check_video()
+    assert check.state == "fault"
+    assert check.found.endswith(": TypeError: open() got an unexpected keyword argument 'metadata_errors'")
+    assert check.mend.startswith("run  pip install --force-reinstall 'av")
+
+
+def test_every_form_of_annotation_is_read(monkeypatch):
+    check = check_annotations()
+    assert (check.state, check.mend, check.needed) == ("fine", "", True)
+    assert check.found.endswith("; read QVHighlights, Charades-STA, TACoS")
+
+    def read(path, durations):
+        if path.suffix == ".json":
+            raise TypeError("Plain typing.ClassVar is not valid as type argument")
+        return read_annotations(path, durations)
+
+    monkeypatch.setattr("sdst_runtime.doctor_base.read_annotations", read)
+    check = check_annotations()
+    assert check.state == "fault"
+    assert check.found.endswith("TypeError: Plain typing.ClassVar is not valid as type argument")
+    assert check.mend.startswith("run  pip install --force-reinstall 'pydantic>=")
+
+
+def test_a_model_is_run(monkeypatch):
+    check = check_onnxruntime()
+    assert check.state == "fine"
+    assert check.found.endswith("; ran a model")
+    monkeypatch.setattr("sdst_runtime.doctor_base.WEIGHTS", [[weight + 0.5 for weight in row] for row in WEIGHTS])
+    check = check_onnxruntime()
+    assert check.state == "fault"
+    assert "the answer of a small model is off by 9.0e-01, expected at most 1e-05" in check.found
+
+
+def test_the_small_model_is_that_of_its_script():
+    """And both assets are small."""
+    pytest.importorskip("onnx")
+    assert (ASSETS / "check.onnx").read_bytes() == doctor_assets.model_bytes()
+    assert (ASSETS / "check.onnx").stat().st_size < 2000
+    assert (ASSETS / "colours.mp4").stat().st_size < 4000
 
 
 def test_a_sound_bundle_is_run(exported):
@@ -163,7 +237,7 @@ def test_command_on_a_sound_bundle(capsys, exported):
     assert found["works"] is True
     states = {check["name"]: check["state"] for check in found["checks"]}
     needed = {check["name"] for check in found["checks"] if check["needed"]}
-    assert needed >= {"Python", "packages", "ONNX Runtime", "video decoding", "bundle", "bundle: head"}
+    assert needed >= {"Python", "packages", "ONNX Runtime", "video decoding", "annotations", "bundle", "bundle: head"}
     assert {states[name] for name in needed} == {"fine"}
     assert all(check["mend"] for check in found["checks"] if check["state"] != "fine")
 
@@ -185,7 +259,7 @@ def test_examination_without_a_bundle_needs_none():
     found = examine()
     assert found.faults == ()
     assert [check.name for check in found.checks if check.needed] == [
-        "Python", "packages", "ONNX Runtime", "int8 products", "video decoding",
+        "Python", "packages", "ONNX Runtime", "int8 products", "video decoding", "annotations",
     ]  # fmt: skip
 
 
@@ -203,5 +277,5 @@ def test_command_where_onnx_runtime_is_missing():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "No module named 'onnxruntime'" in done.stdout
-    assert "ONNX Runtime: run pip install onnxruntime" in done.stderr
+    assert "ONNX Runtime: run pip install 'onnxruntime>=" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -211,7 +211,7 @@ def test_a_bundle_needs_no_torch(capsys, world, tmp_path):
     done = without_torch("eval", world.checkpoint, "--data", world.config)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: torch is needed here")
-    assert done.stderr.endswith("run pip install 'sdst[train]'\n")
+    assert done.stderr.endswith("run pip install '.[train]' in the project's checkout\n")
 
 
 def test_without_windows_there_is_nothing_to_score(capsys, world, unlabelled, tmp_path):

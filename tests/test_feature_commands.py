@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from feature_files import CLIP_S, SPEC, K, V, X, text_of, video_of, write_text, write_video
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sdst.cli import main
 from sdst_runtime.annotations import Query, read_queries
+from sdst_runtime.contracts import VideoFeatures
 from sdst_runtime.errors import InputError
 from sdst_runtime.features import (
     read_text_features,
     read_video_features,
     text_feature_path,
     video_feature_path,
+    write_video_features,
 )
 from sdst_runtime.files import pack_header, write_jsonl
 from sdst_runtime.released import convert_released
@@ -71,6 +75,7 @@ def test_packed_features_are_the_loose_ones_and_both_are_sound(capsys, loose, an
         assert out.splitlines() == [
             f"{directory}: 4 videos, 40 clips, 3 sentences are sound",
             f"contract: {SPEC.to_json()}",
+            "videos decoded by: a decoder that is not told (4)",
         ]
 
 
@@ -283,3 +288,38 @@ def test_queries_of_every_form(tmp_path):
 def test_convert_refuses_a_clip_length_that_is_none(tmp_path, clip_s):
     with pytest.raises(InputError, match="clip_s: expected a positive number of seconds"):
         convert_released(tmp_path, [], tmp_path / "out", clip_s)
+
+
+# ---- the decoder: a fact that is told and never compared
+
+
+def test_which_decoder_made_a_video_goes_with_its_features(tmp_path, capsys):
+    loose, packed = tmp_path / "loose", tmp_path / "packed"
+    for vid, decoder in (("a", "libavcodec 62"), ("b", "libavcodec 63"), ("old", "")):
+        features = VideoFeatures(video_of(vid), 20.0, SPEC, decoder=decoder)
+        write_video_features(video_feature_path(loose, vid), features)
+    write_text(loose, "one")
+
+    assert read_video_features(video_feature_path(loose, "b"), SPEC).decoder == "libavcodec 63"
+    assert read_video_features(video_feature_path(loose, "old"), SPEC).decoder == ""
+    assert run(capsys, "features", "pack", loose, "--out", packed)[0] == 0
+    for folder in (loose, packed):
+        code, out, _ = run(capsys, "features", "verify", folder)
+        assert code == 0
+        assert "videos decoded by: a decoder that is not told (1), libavcodec 62 (1), libavcodec 63 (1)\n" in out
+        row = {"qid": 1, "query": "one", "vid": "b"}
+        np.testing.assert_array_equal(np.asarray(open_features(folder, CLIP_S).video(row)), video_of("b"))
+
+
+def test_a_file_that_tells_no_decoder_is_as_before(tmp_path):
+    """The same bytes as before there was such a word."""
+    path = write_video(tmp_path, "v2")
+    with safe_open(path, "numpy") as stored:
+        told = json.loads(stored.metadata()["sdst"])
+    assert told == {"spec": SPEC.to_json(), "duration_s": "20.0"}
+
+
+def test_decoders_of_two_machines_are_no_reason_to_refuse():
+    ours, theirs = (VideoFeatures(video_of("a"), 20.0, SPEC, decoder=f"libavcodec {n}") for n in (62, 63))
+    ours.spec.require(theirs.spec, have="ours", need="theirs", exact=True)
+    assert "decoder" not in ours.spec.to_json()

@@ -80,6 +80,12 @@ def test_ground_equals_torch(grounder, exported, video):
             assert dataclasses.astuple(mine) == pytest.approx(dataclasses.astuple(theirs), abs=1e-3)
 
 
+def test_an_encoded_video_says_what_decoded_it(grounder, video):
+    import av
+
+    assert grounder.encode(video).decoder == f"libavcodec {av.library_versions['libavcodec'][0]}"
+
+
 def test_a_batch_of_queries_equals_single_ones(grounder, video):
     features = grounder.encode(video)
     for query, batched in zip(QUERIES, grounder.ground_batch(features, QUERIES), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -58,14 +59,24 @@ def write_video(
         stream.options = (
             {"preset": "ultrafast", "crf": "10", "bf": "0", **(options or {})} if codec == "libx264" else {}
         )
-        if rotation:
-            stream.set_display_rotation(rotation)
         for number, value in enumerate(pts):
             frame = av.VideoFrame.from_ndarray(numbered(number % 256, *size), format="rgb24").reformat(format=pix_fmt)
             frame.pts, frame.time_base = value, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    if rotation:
+        rotate(path, rotation)
     return path
+
+
+def rotate(path: Path, rotation: int) -> None:
+    """State in an mp4 file that its pictures are to be turned, counter-clockwise: the matrix of its track header."""
+    sine, cosine = {90: (1, 0), 180: (0, -1), -90: (-1, 0)}[rotation]
+    matrix = (cosine, -sine, 0, sine, cosine, 0, 0, 0, 1 << 14)
+    content = path.read_bytes()
+    start = content.index(b"tkhd") + 4 + 40
+    values = struct.pack(">9i", *(value << 16 for value in matrix))
+    path.write_bytes(content[:start] + values + content[start + len(values) :])
 
 
 def expected_numbers(times_s: list[float], spec: FeatureSpec, duration_s: float) -> list[list[int]]:

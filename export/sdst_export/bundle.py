@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sdst_runtime.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
+from sdst_runtime.distribution import own_version
 from sdst_runtime.files import make_directory, remove, write_text
 from sdst_train.backbone.towers import Backbone
 from sdst_train.checkpoint import Checkpoint
@@ -71,4 +71,4 @@ def export_bundle(
     write_text(out / TOKENIZER, backbone.tokenizer_json)
     write_report(report, out)
     models = {name: f"{name}.onnx" for name in graphs}
-    return write_manifest(out, checkpoint.spec, models, importlib.metadata.version("sdst"))
+    return write_manifest(out, checkpoint.spec, models, own_version())

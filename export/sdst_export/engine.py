@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import logging
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import DeviceError, InputError
 from sdst_runtime.files import atomic_files, make_directory, write_bytes
 from sdst_runtime.plugin_library import PluginInfo, open_plugin_library
@@ -243,7 +243,7 @@ def _wanted(
     """The sidecar but for what the build gives."""
     return Sidecar(
         format=FORMAT,
-        sdst_version=importlib.metadata.version("sdst"),
+        sdst_version=own_version(),
         kind=graph.kind,
         precision=graph.precision,
         spec=graph.spec,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.progress import Progress
 
 from sdst_runtime.bundle import MANIFEST, MODELS, TOKENIZER, Bundle, write_manifest
+from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import copy_file, make_directory, remove
 from sdst_runtime.plugin_library import LIBRARIES, find_plugin_library
@@ -49,7 +49,7 @@ def build_bundle(
             beside.append(_copy_library(device, bundle.directory, out))
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
     models = {name: f"{name}.plan" for name in MODELS}
-    return write_manifest(out, bundle.manifest.spec, models, importlib.metadata.version("sdst"), beside)
+    return write_manifest(out, bundle.manifest.spec, models, own_version(), beside)
 
 
 def _require_place(bundle: Bundle, out: Path) -> None:

@@ -135,7 +135,7 @@ def clips_of(duration_s: float, clip_s: float) -> int:
 class _Annotation:
     """What a row may hold, and more; all without a default must be there."""
 
-    __pydantic_config__: ClassVar = _FINITE
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
 
     qid: int | str
     query: str
@@ -150,7 +150,7 @@ class _Annotation:
 class _TacosVideo:
     """What TACoS' JSON holds for a video."""
 
-    __pydantic_config__: ClassVar = _FINITE
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
 
     timestamps: list[tuple[float, float]]  # frames
     sentences: list[str]

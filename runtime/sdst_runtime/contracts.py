@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,12 @@ class FeatureSpec:
 
         With `exact` a surplus of layers does not fit either; `mend` ends the message.
         """
-        for field in dataclasses.fields(self):
-            ours, theirs = getattr(self, field.name), getattr(needed, field.name)
-            fits = ours >= theirs if field.name == "layers" and not exact else ours == theirs
+        for part in dataclasses.fields(self):
+            ours, theirs = getattr(self, part.name), getattr(needed, part.name)
+            fits = ours >= theirs if part.name == "layers" and not exact else ours == theirs
             if not fits:
                 raise ContractError(
-                    f"feature contracts disagree on {field.name}: {have} has {ours!r}, {need} needs {theirs!r}; {mend}"
+                    f"feature contracts disagree on {part.name}: {have} has {ours!r}, {need} needs {theirs!r}; {mend}"
                 )
 
 
@@ -84,6 +84,8 @@ class VideoFeatures:
     features: np.ndarray  # T K V, float32 or float16, shallow to deep
     duration_s: float
     spec: FeatureSpec
+    # A fact beside the contract, told and never compared: "libavcodec 62"; empty where the file does not say.
+    decoder: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         _check(self.features, ("T", self.spec.layers, self.spec.video_width), "video features")

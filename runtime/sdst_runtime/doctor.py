@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .bundle import MODELS, Bundle
+from .distribution import install_command
+from .doctor_base import check_annotations, check_onnxruntime, check_video
 from .doctor_gpu import (
     RunOnCuda,
     check_cuda,
@@ -64,6 +65,7 @@ def examine(bundle: Path | None = None, run_cuda: RunOnCuda | None = None) -> Ex
         check_onnxruntime(),
         check_int8(),
         check_video(),
+        check_annotations(),
         check_disk(bundle or Path.cwd()),
         check_onnxruntime_cuda(),
         check_driver(),
@@ -90,19 +92,9 @@ def check_packages() -> Check:
     """The packages that a plain installation brings."""
     missing = [name for name in PACKAGES if not _imports(name)]
     if missing:
-        return Check("packages", "fault", f"cannot import {', '.join(missing)}", "run  pip install sdst", needed=True)
+        return Check("packages", "fault", f"cannot import {', '.join(missing)}", install_command(), needed=True)
     found = ", ".join(f"{name} {_version(name)}" for name in PACKAGES if name not in ("onnxruntime", "av"))
     return Check("packages", "fine", found, needed=True)
-
-
-def check_onnxruntime() -> Check:
-    """ONNX Runtime and what it can run on."""
-    try:
-        ort: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        return Check("ONNX Runtime", "fault", str(error), "run  pip install onnxruntime", needed=True)
-    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
-    return Check("ONNX Runtime", "fine", f"{ort.__version__}, runs on {providers}", needed=True)
 
 
 def check_int8() -> Check:
@@ -114,22 +106,6 @@ def check_int8() -> Check:
         return Check("int8 products", "fault", *split_message(str(error)), needed=True)
     floats = "saturate here, so int8 models are computed in float: right, and no faster than fp32"
     return Check("int8 products", "fine", f"{'exact' if exact else floats} ({sets})", needed=True)
-
-
-def check_video() -> Check:
-    """PyAV with the libraries of ffmpeg, and a decoder for the commonest videos."""
-    try:
-        av: Any = importlib.import_module("av")
-        codecs: Any = importlib.import_module("av.codec")
-    except ImportError as error:
-        return Check("video decoding", "fault", str(error), "run  pip install av", needed=True)
-    libavcodec = ".".join(map(str, av.library_versions.get("libavcodec", ())))
-    found = f"PyAV {av.__version__}, libavcodec {libavcodec}"
-    lacking = [name for name in ("h264", "hevc", "vp9", "av1") if name not in codecs.codecs_available]
-    if "h264" in lacking:
-        mend = "run  pip install --force-reinstall av , whose wheels bring ffmpeg with it"
-        return Check("video decoding", "fault", f"{found}, without h264", mend, needed=True)
-    return Check("video decoding", "fine", found + (f", without {', '.join(lacking)}" if lacking else ""), needed=True)
 
 
 def check_disk(place: Path) -> Check:

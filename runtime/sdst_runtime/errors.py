@@ -10,6 +10,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from .distribution import install_command
+
 
 class SdstError(Exception):
     """Base of every error this project raises on purpose."""
@@ -47,14 +49,13 @@ def first_fault(error: Any) -> str:
 
 
 def require_package(module: str, extra: str) -> ModuleType:
-    """Import `module`, or raise `DependencyError` naming the pip extra of this project that brings it."""
+    """Import `module`, or raise `DependencyError` naming the extra of this project that brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        where = f"sdst[{extra}]" if extra else "sdst"
         missing = (error.name or module).split(".")[0]
         if missing.startswith("sdst"):  # a fault of ours, not of the installation
             raise
         raise DependencyError(
-            f"{missing} is needed here and cannot be imported ({error}): run  pip install '{where}'"
+            f"{missing} is needed here and cannot be imported ({error}): {install_command(extra)}"
         ) from error

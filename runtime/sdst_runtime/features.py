@@ -1,6 +1,7 @@
 """Feature files: one safetensors file a video and one a distinct sentence, each with its whole contract.
 
 `DIR/video/{vid}.safetensors` holds "features" T K V; `DIR/text/{digest of the sentence}.safetensors` K L X.
+A video's file also says which decoder made it; files without that word are older, and as good.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def is_made(path: Path, spec: FeatureSpec) -> bool:
 
 def write_video_features(path: Path, video: VideoFeatures) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
-    _write(path, video.features, pack_header(spec=video.spec.to_json(), duration_s=json.dumps(video.duration_s)))
+    header = {"spec": video.spec.to_json(), "duration_s": json.dumps(video.duration_s)}
+    if video.decoder:
+        header["decoder"] = video.decoder
+    _write(path, video.features, pack_header(**header))
 
 
 def write_text_features(path: Path, text: TextFeatures) -> None:
@@ -76,7 +80,7 @@ def read_video_features(path: Path, needed: FeatureSpec | None = None) -> VideoF
     """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
     features, header, spec = _read(path, needed, ("spec", "duration_s"))
     try:
-        return VideoFeatures(features, float(header["duration_s"]), spec)
+        return VideoFeatures(features, float(header["duration_s"]), spec, decoder=str(header.get("decoder", "")))
     except (InputError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -20,7 +20,7 @@ from .bundle import TOKENIZER, Bundle
 from .contracts import EncodedVideo, Grounding, VideoFeatures
 from .decode import decode
 from .errors import ContractError, InputError
-from .media import ClipStream
+from .media import ClipStream, decoder_name
 from .session import PROJECTED, Session
 from .text import Tokenizer
 from .windows import SMALLEST, merge, require_window, split
@@ -109,7 +109,7 @@ class Grounder:
                     break
                 with clock.stage("vision"):
                     pieces.append(self.vision.run({"clips": piece})["features"])
-        video = VideoFeatures(np.concatenate(pieces), stream.duration_s, self.spec)
+        video = VideoFeatures(np.concatenate(pieces), stream.duration_s, self.spec, decoder=decoder_name())
         return self.project(video, stream.warnings)
 
     def project(self, video: VideoFeatures, warnings: Sequence[str] = ()) -> EncodedVideo:
@@ -129,7 +129,7 @@ class Grounder:
                 projected.extend(self.head.projection.run({"video": clips, "video_mask": mask})[PROJECTED])
         return EncodedVideo(
             video.features, video.duration_s, video.spec, windows, tuple(projected), self._projection_sha256,
-            tuple(warnings),
+            tuple(warnings), decoder=video.decoder,
         )  # fmt: skip
 
     def ground(self, video: VideoFeatures, query: str) -> Grounding:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .distribution import DISTRIBUTION
+
 
 def usable_cores() -> int:
     """Cores that this process may use."""
@@ -34,7 +36,7 @@ def interrupts_ignored() -> Iterator[None]:
 
 def machine_facts() -> tuple[tuple[str, str], ...]:
     """(name, value) of processor, cores and the versions that matter for speed and numbers."""
-    packages = ("onnxruntime", "av", "sdst")
+    packages = ("onnxruntime", "av", DISTRIBUTION)
     return (
         ("processor", _processor()),
         ("instructions", " ".join(instructions()) or "unknown"),

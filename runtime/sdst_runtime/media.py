@@ -32,6 +32,7 @@ _REWIND_S = 1.0  # a longer step back is a restarted clock (joined recordings); 
 _GAP_S = 3600.0  # a longer step forward is a broken clock, not a still picture
 _HOLE_S, _HOLE_INTERVALS = 1.0, 20  # a longer wait for the next frame, at a rate this much higher, is a hole
 _PROMISE_S = 0.5  # a video that ends earlier than its header says by more than this was cut off
+_UNSPECIFIED, _RESERVED = 2, 3  # code points that H.273 gives to colour spaces, transfers and primaries alike
 _FILTERS = {"bicubic": "BICUBIC", "bilinear": "BILINEAR", "area": "AREA", "lanczos": "LANCZOS"}
 
 
@@ -45,6 +46,11 @@ def clip_count(duration_s: float, clip_s: float, frames_per_clip: int) -> int:
     """How many clips a video of `duration_s` seconds has."""
     first_s = 0.5 * clip_s / frames_per_clip
     return max(1, math.ceil((duration_s - first_s - _TICK_S) / clip_s))
+
+
+def decoder_name() -> str:
+    """What decodes here, for those who compare features: its major version, since a new one may round otherwise."""
+    return f"libavcodec {require_package('av', '').library_versions['libavcodec'][0]}"
 
 
 class ClipStream:
@@ -102,7 +108,8 @@ class ClipStream:
                 if clip >= self._clips if shown.is_last else time_s >= shown.end_s - _TICK_S:
                     break
                 if picture is None:
-                    picture = _upright_rgb(reformatter, shown.frame, spec.image_size, spec.image_size, spec.resize)
+                    size = (spec.image_size, spec.image_size)
+                    picture = _upright_rgb(self.path, reformatter, shown.frame, size, spec.resize)
                 clips[clip % self.batch, sample] = picture
                 sample += 1
                 if sample == spec.frames_per_clip:
@@ -141,7 +148,7 @@ def key_frames(path: str | Path, times_s: Sequence[float], height: int) -> list[
             frame = shown.frame
             aspect = frame.width / frame.height * shown.pixel_aspect
             aspect = 1 / aspect if _quarter_turns(frame) % 2 else aspect
-            picture = _upright_rgb(reformatter, frame, max(2, round(height * aspect)), height, "bicubic")
+            picture = _upright_rgb(Path(path), reformatter, frame, (max(2, round(height * aspect)), height), "bicubic")
             encoded = _encode_jpeg(av, picture)
             for i in due:
                 pictures[i] = encoded
@@ -244,7 +251,9 @@ def _open(av: Any, path: Path) -> InputContainer:
         if not path.exists():
             raise InputError(f"{path}: no such video file; check the path")
         options = {"protocol_whitelist": "file"}
-        return av.open(f"file:{path}", container_options=options, metadata_errors="replace")
+        # PyAV 19 keeps tags that are not UTF-8 by itself, and knows the argument no more
+        tags = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+        return av.open(f"file:{path}", container_options=options, **tags)
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
@@ -315,12 +324,24 @@ def _quarter_turns(frame: VideoFrame) -> int:
     return round((frame.rotation or 0) / 90) % 4
 
 
-def _upright_rgb(reformatter: Any, frame: VideoFrame, width: int, height: int, resize: str) -> np.ndarray:
-    """The frame scaled to width x height (of the upright picture) and turned: uint8 [height, width, 3], RGB."""
+def _upright_rgb(path: Path, reformatter: Any, frame: VideoFrame, size: tuple[int, int], resize: str) -> np.ndarray:
+    """The frame scaled to (width, height) of the upright picture and turned: uint8 [height, width, 3], RGB.
+
+    Matrix and range are those that the frame states (a stream without them is BT.601 in narrow range, as for FFmpeg).
+    """
     turns = _quarter_turns(frame)
-    if turns % 2:
-        width, height = height, width
-    scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=_FILTERS[resize])
+    width, height = reversed(size) if turns % 2 else size
+    if hasattr(frame, "color_trc"):  # neither is converted, and PyAV 17 refuses frames with odd ones
+        frame.color_trc = frame.color_primaries = _UNSPECIFIED
+    if frame.colorspace == _RESERVED:
+        frame.colorspace = _UNSPECIFIED
+    try:
+        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=_FILTERS[resize])
+    except OSError as error:
+        kind = f"{frame.format.name}, colour space {int(frame.colorspace)} of H.273"
+        raise InputError(
+            f"{path}: its pictures ({kind}) cannot be turned into RGB ({error}); convert it to H.264 in BT.709"
+        ) from error
     return np.rot90(scaled.to_ndarray(), turns)
 
 

@@ -1,6 +1,7 @@
 """Loose feature files to packed ones, which a data loader opens once instead of once a video.
 
-    video-00000.safetensors  tensors T K V by vid;    metadata: spec, durations_s (JSON {vid: seconds})
+    video-00000.safetensors  tensors T K V by vid;    metadata: spec, durations_s (JSON {vid: seconds}) and, of
+                             those that say it, decoders (JSON {vid: decoder})
     text-00000.safetensors   tensors K L X by digest; metadata: spec, queries (JSON {digest: sentence})
 
 A digest is the name of the sentence's loose file. The bytes depend on the loose files and `per_shard` alone.
@@ -54,14 +55,17 @@ def pack_features(
 
 def _pack(kind: str, paths: Sequence[Path], target: Path, contract: Contract) -> None:
     own_key, key, parse = _KINDS[kind]
-    stated, shapes = {}, {}
+    stated, shapes, decoders = {}, {}, {}
     for path in paths:
         header = read_header(path)
         values = unpack_header(header.metadata, ("spec", own_key), path)
         contract.check(path, values["spec"])
         stated[path.stem] = parse(values[own_key])
         shapes[path.stem] = header.shapes["features"]
-    metadata = pack_header(spec=contract.text, **{key: json.dumps(stated)})
+        if "decoder" in values:
+            decoders[path.stem] = values["decoder"]
+    told = {"decoders": json.dumps(decoders)} if decoders else {}
+    metadata = pack_header(spec=contract.text, **{key: json.dumps(stated)}, **told)
     if _is_made(target, Header(metadata, shapes), max(path.stat().st_mtime_ns for path in paths)):
         return
     arrays = {path.stem: read_tensor(path, tuple(slice(0, n) for n in shapes[path.stem])) for path in paths}

@@ -21,6 +21,7 @@ import numpy as np
 from .contracts import EncodedVideo, FeatureSpec, Grounding, VideoFeatures
 from .errors import InputError
 from .grounder import Grounder
+from .media import decoder_name
 from .media_workers import Ending, Piece, Unusable, decode_pieces
 
 _PIECES = 2  # of clips that wait for the vision model
@@ -130,7 +131,8 @@ def _encode(grounder: Grounder, messages: Iterator[tuple[Job, Piece | Unusable]]
 
 def _whole(job: Job, parts: list[np.ndarray], ending: Ending, spec: FeatureSpec) -> _Encoded | FailedVideo:
     try:
-        return _Encoded(job, VideoFeatures(np.concatenate(parts), ending.duration_s, spec), ending.warnings)
+        video = VideoFeatures(np.concatenate(parts), ending.duration_s, spec, decoder=decoder_name())
+        return _Encoded(job, video, ending.warnings)
     except InputError as error:
         return FailedVideo(job.path, f"{job.path}: {error}")
 

@@ -32,6 +32,7 @@ class Verification:
     videos: int = 0  # sound ones
     clips: int = 0
     sentences: int = 0
+    decoders: Counter[str] = field(default_factory=Counter)  # sound videos by what decoded them; "": not told
     problems: list[str] = field(default_factory=list)
 
 
@@ -68,6 +69,7 @@ class _File:
     shapes: dict[str, Shape]  # of the tensors, by vid or digest
     stated: dict[str, Any]  # durations or sentences, by the same
     is_loose: bool
+    decoders: dict[str, Any]  # of the videos that tell it, by vid
 
 
 def _list_files(directory: Path) -> list[tuple[str, Path]]:
@@ -94,11 +96,13 @@ def _open(path: Path, kind: str, problems: list[str]) -> _File | None:
         if is_loose and set(header.shapes) != {"features"}:
             raise InputError(f"{path}: expected one tensor, features, got {', '.join(header.shapes) or 'none'}")
         stated = {path.stem: values[key]} if is_loose else _parse_object(values[key], key, path)
+        told = {path.stem: values.get("decoder", "")}
+        decoders = told if is_loose else _parse_object(values.get("decoders", "{}"), "decoders", path)
     except SdstError as error:
         problems.append(str(error))
         return None
     shapes = {path.stem: header.shapes["features"]} if is_loose else header.shapes
-    return _File(path, kind, values["spec"], shapes, stated, is_loose)
+    return _File(path, kind, values["spec"], shapes, stated, is_loose, decoders)
 
 
 def _parse_object(text: str, key: str, path: Path) -> dict[str, Any]:
@@ -128,6 +132,7 @@ def _verify_file(file: _File, contract: Contract, found: Verification) -> Iterat
             continue
         if file.kind == "video":
             found.videos, found.clips = found.videos + 1, found.clips + shape[0]
+            found.decoders[str(file.decoders.get(name, ""))] += 1
         else:
             found.sentences += 1
         yield name

@@ -27,6 +27,7 @@ from sdst_runtime.features import (
     write_video_features,
 )
 from sdst_runtime.files import remove, write_jsonl
+from sdst_runtime.media import decoder_name
 from sdst_runtime.media_workers import Ending, Piece, Unusable, decoding
 
 from .extract import encode_each, encode_pieces
@@ -163,7 +164,8 @@ class _Run:
         for line in ending.warnings:
             self._say(line)
         try:
-            stored = VideoFeatures(_stored(features, self._dtype), ending.duration_s, self._spec)
+            values = _stored(features, self._dtype)
+            stored = VideoFeatures(values, ending.duration_s, self._spec, decoder=decoder_name())
         except InputError as error:
             self._fail(video, f"{path}: {error}")
             return

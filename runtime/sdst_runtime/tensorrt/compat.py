@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..distribution import install_command
 from ..errors import ContractError, DependencyError, DeviceError
 from ..plugin_library import PluginInfo
 
@@ -190,4 +191,4 @@ def _how_to_install() -> str:
         )
     if platform.system() != "Linux":
         return "engines run on Linux only; use the ONNX bundle here"
-    return "run  pip install 'sdst[tensorrt]'"
+    return install_command("tensorrt")
