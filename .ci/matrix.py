@@ -37,8 +37,9 @@ WORLD = HOME / "world"
 PACKAGES = ("sdst", "export", "runtime", "calib", "sdst_train")  # what a wheel is built of
 TOOLS = ("pytest", "hypothesis")  # of the extra test: all that the tests below need
 TESTS = (
-    "test_media", "test_colours", "test_annotations", "test_data_check", "test_feature_commands", "test_stores",
-    "test_metrics", "test_doctor",
+    "runtime/media/test_media", "runtime/media/test_colours", "runtime/data/test_annotations",
+    "runtime/data/test_data_check", "runtime/data/test_stores", "runtime/metrics/test_metrics",
+    "runtime/doctor/test_doctor", "verbs/test_feature_commands",
 )  # fmt: skip
 # Of test_doctor those that need neither a compiler nor a bundle that torch made.
 CHOSEN = "not test_doctor or colours or decod or annotation or model_is_run"

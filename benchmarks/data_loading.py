@@ -15,13 +15,13 @@ import tyro
 from timing import interleave, report
 
 from sdst_runtime.contracts import TextFeatures, VideoFeatures
-from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Sample, load_split
-from sdst_runtime.features import text_feature_path, video_feature_path, write_text_features, write_video_features
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.dataset import Sample, load_split
+from sdst_runtime.data.features import text_feature_path, video_feature_path, write_text_features, write_video_features
+from sdst_runtime.data.packing import pack_features
+from sdst_runtime.data.stores import released_spec
 from sdst_runtime.files import write_jsonl
-from sdst_runtime.packing import pack_features
-from sdst_runtime.stores import released_spec
-from sdst_train.data import collate
+from sdst_train.loop.batches import collate
 
 B, T, L, STORED, K, VIDEOS = 64, 75, 32, 5, 4, 256
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from sdst.demo.render import make_plan, render_video
 from sdst.demo.scenes import make_scene
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.media import ClipStream
+from sdst_runtime.media.clips import ClipStream
 from sdst_train.backbone.vision import (
     INTERNVIDEO2_1B,
     POOL_NORM_EPS,

@@ -14,7 +14,7 @@ import tyro
 from timing import interleave, report
 
 from sdst_runtime.files import read_jsonl
-from sdst_runtime.metrics import evaluate
+from sdst_runtime.metrics.evaluator import evaluate
 
 
 def main(

@@ -3,7 +3,7 @@
 For any machine with a GPU, nvcc and a Python that has torch and numpy. Installs nothing, uses no network, runs from the
 checkout; under 8 minutes, also in parts:
   build        the library and rdsa_dev for this GPU, by cmake or else by nvcc alone, into build/gpu-check
-  tests        tests/test_rdsa_cuda.py (pytest)
+  tests        tests/train/model/test_rdsa_cuda.py (pytest)
   sanitizers   compute-sanitizer memcheck and racecheck on `rdsa_dev --check`
   dev          rdsa_dev: kernel variants, checked and timed
   bench        benchmarks/rdsa.py
@@ -204,7 +204,7 @@ def tests(part: Part) -> str:
         "no:cacheprovider",
         "--noconftest",
         "-rs",
-        "tests/test_rdsa_cuda.py",
+        "tests/train/model/test_rdsa_cuda.py",
     ]
     output = run_commands(part, [command])
     counts = output.strip().splitlines()[-1].strip("= ")

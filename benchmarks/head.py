@@ -24,12 +24,12 @@ from sdst_export.graph import save_model
 from sdst_export.half import Precision
 from sdst_export.head import export_head, export_projection
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.dataset import pad_inputs
-from sdst_runtime.session import HeadSession, open_session
-from sdst_train.checkpoint import Checkpoint, load_checkpoint
+from sdst_runtime.data.dataset import pad_inputs
+from sdst_runtime.sessions.base import HeadSession, open_session
 from sdst_train.config import ModelConfig, TrainConfig
-from sdst_train.model import SDST
-from sdst_train.session import TorchSession
+from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
+from sdst_train.model.sdst import SDST
+from sdst_train.model.torch_session import TorchSession
 
 
 def main(

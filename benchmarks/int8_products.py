@@ -18,11 +18,11 @@ from rich.table import Table
 from timing import interleave, report
 
 from sdst.eval import data_of, load_samples, open_head
-from sdst_calib.taps_data import spread
-from sdst_runtime.bundle import Bundle
-from sdst_runtime.dataset import pad_inputs
-from sdst_runtime.int8_products import products_are_exact
-from sdst_runtime.session import HEAD_MODELS
+from sdst_calib.feeds import spread
+from sdst_runtime.data.dataset import pad_inputs
+from sdst_runtime.grounding.bundle import Bundle
+from sdst_runtime.sessions.base import HEAD_MODELS
+from sdst_runtime.sessions.int8_products import products_are_exact
 
 
 def main(

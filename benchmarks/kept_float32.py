@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sdst.eval import SplitName, data_of, load_samples, open_head
-from sdst_calib.parity import Candidate, measure_parity
+from sdst_calib.parity.measure import Candidate, measure_parity
+from sdst_calib.parity.tolerances import Tolerances
 from sdst_calib.taps import open_graph
-from sdst_calib.tolerances import Tolerances
-from sdst_runtime.bundle import Bundle
-from sdst_runtime.session import HeadSession, open_session
+from sdst_runtime.grounding.bundle import Bundle
+from sdst_runtime.sessions.base import HeadSession, open_session
 
 COORDINATES = r"sparse\.sample\.(endpoints|context) .*|sparse(\.span\.4)? .*"
 PARTS = {  # part -> model, and what "module operator" of its tensors match; no module: an operator outside all

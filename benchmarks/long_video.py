@@ -27,10 +27,10 @@ from rich.console import Console
 from timing import interleave
 
 from sdst_runtime import FeatureSpec, Grounder, Grounding, VideoFeatures
-from sdst_runtime.features import read_video_features
+from sdst_runtime.data.features import read_video_features
 from sdst_runtime.files import write_bytes, write_json
+from sdst_runtime.grounding.windows import split
 from sdst_runtime.machine import machine_facts
-from sdst_runtime.windows import split
 
 HOUR = 3600  # clips of 1 s, the most of any data set here
 SIZES = (1200, 300)  # clips a window

@@ -28,9 +28,9 @@ from rdsa_report import plot, table, targets
 from sdst_runtime.errors import SdstError
 from sdst_runtime.files import write_bytes, write_json
 from sdst_runtime.machine import machine_facts
-from sdst_runtime.plugin_library import open_plugin_library
-from sdst_train import rdsa_op  # noqa: F401  defines torch.ops.sdst.rdsa
-from sdst_train.rdsa import rdsa
+from sdst_runtime.sessions.plugin_library import open_plugin_library
+from sdst_train.model import rdsa_op  # noqa: F401  defines torch.ops.sdst.rdsa
+from sdst_train.model.rdsa import rdsa
 
 MODES = ("warm", "cold", "call")
 # Those with targets come first: compilation stops when its time is over.

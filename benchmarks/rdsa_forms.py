@@ -1,7 +1,7 @@
 """What benchmarks/rdsa.py measures: sizes, inputs, torch's forms of sdst::RDSA and the bytes that must be moved.
 
 Shapes: B batch, T clips, M moments, H heads, P points a head, D depth, F = H * D, E = 3 * 2 * H * P.
-Contract: plugins/README.md. Needs torch and sdst_train.rdsa, nothing else.
+Contract: plugins/README.md. Needs torch and sdst_train.model.rdsa, nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from sdst_runtime.errors import InputError
-from sdst_train.rdsa import clip_index, endpoint_positions, sample_linear
+from sdst_train.model.rdsa import clip_index, endpoint_positions, sample_linear
 
 H, P, D = 8, 4, 32  # the model's defaults
 SECTOR = 32  # bytes: the least that a GPU reads from memory

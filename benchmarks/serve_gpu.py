@@ -23,10 +23,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "runtime"), str(ROOT / "export")]
 
 import numpy as np  # noqa: E402
 
-from sdst_runtime.bench import interleave  # noqa: E402
+from sdst_runtime.bench.measure import interleave  # noqa: E402
 from sdst_runtime.errors import DependencyError, InputError, SdstError  # noqa: E402
 from sdst_runtime.files import write_json  # noqa: E402
-from sdst_runtime.plugin_library import VARIABLE, find_plugin_library  # noqa: E402
+from sdst_runtime.sessions.plugin_library import VARIABLE, find_plugin_library  # noqa: E402
 
 SHAPES = ((1, 75, 32), (32, 1024, 32))  # B, T, L
 GRAPHS = 4
@@ -84,8 +84,8 @@ def measure(B: int, T: int, L: int, seconds: float, on: str = "cuda") -> dict[st
 
     from sdst_export.serving import serving_model
     from sdst_train.config import ModelConfig
-    from sdst_train.model import SDST
-    from sdst_train.session import TorchSession
+    from sdst_train.model.sdst import SDST
+    from sdst_train.model.torch_session import TorchSession
 
     torch.manual_seed(0)
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: rates of this machine and tables of interleaved timings (sdst_runtime.bench)."""
+"""What the benchmarks share: rates of this machine and tables of interleaved timings (sdst_runtime.bench.measure)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sdst_runtime.bench import interleave
+from sdst_runtime.bench.measure import interleave
 from sdst_runtime.files import write_json
 from sdst_runtime.machine import machine_facts
 

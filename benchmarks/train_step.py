@@ -16,11 +16,11 @@ import tyro
 from timing import interleave, matmul_rate, report
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdst_runtime.dataset import make_sample
+from sdst_runtime.data.dataset import make_sample
 from sdst_train.config import ModelConfig, TrainConfig
-from sdst_train.data import Batch, collate
-from sdst_train.distributed import join_team
-from sdst_train.learner import Learner
+from sdst_train.loop.batches import Batch, collate
+from sdst_train.loop.distributed import join_team
+from sdst_train.loop.learner import Learner
 
 B, T, L, K = 64, 75, 32, 4
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]

@@ -17,11 +17,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Split
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.dataset import Split
 from sdst_runtime.errors import InputError, InUseError
-from sdst_train.ablation import Result, Run, describe_base, finish_run, plan_runs, read_result, require_features
-from sdst_train.ablation_report import (
+from sdst_train.config import TrainConfig
+from sdst_train.loop.distributed import join_team
+from sdst_train.loop.train import Progress
+from sdst_train.study.ablation import Result, Run, describe_base, finish_run, plan_runs, read_result, require_features
+from sdst_train.study.ablation_report import (
     Comparison,
     make_comparison,
     shown_metrics,
@@ -29,9 +32,6 @@ from sdst_train.ablation_report import (
     write_picture,
     write_tables,
 )
-from sdst_train.config import TrainConfig
-from sdst_train.distributed import join_team
-from sdst_train.train import Progress
 
 from .options import parse_options, take_config_name
 from .progress import make_bar

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdst_runtime.bench import Footprint, Sessions, Shape, head_inputs, make_inputs
-from sdst_runtime.bench_machine import gpus, memory_bytes, peak_memory_bytes
-from sdst_runtime.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
+from sdst_runtime.bench.machine_state import gpus, memory_bytes, peak_memory_bytes
+from sdst_runtime.bench.measure import Footprint, Sessions, Shape, head_inputs, make_inputs
 from sdst_runtime.errors import DependencyError, InputError, SdstError, require_package
-from sdst_runtime.tensorrt.session import TensorRTSession
-from sdst_runtime.text import Tokenizer
+from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
+from sdst_runtime.grounding.tokenizer import Tokenizer
+from sdst_runtime.sessions.tensorrt.session import TensorRTSession
 
 KINDS = ("torch", "compile", "onnxrt", "trt", "trt-no-plugin")
 HEAD_ONLY = "torch variants run the projection and the head only"
@@ -147,7 +147,7 @@ def _why_no_gpu() -> str:
 
 def _open_torch(candidate: Candidate) -> Sessions:
     torch: Any = require_package("torch", "train")
-    checkpoints: Any = require_package("sdst_train.checkpoint", "train")
+    checkpoints: Any = require_package("sdst_train.loop.checkpoint", "train")
     serving: Any = require_package("sdst_export.serving", "train")
     if candidate.threads is not None:
         torch.set_num_threads(candidate.threads)

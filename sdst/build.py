@@ -8,12 +8,12 @@ from pathlib import Path
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sdst_export.engine import EngineOptions
-from sdst_export.engine_bundle import build_bundle
-from sdst_export.engine_profiles import default_buckets, parse_buckets
-from sdst_runtime.bundle import Bundle
-from sdst_runtime.tensorrt.compat import load_tensorrt
-from sdst_runtime.tensorrt.pycuda_device import open_pycuda_device
+from sdst_export.engine.build import EngineOptions
+from sdst_export.engine.engine_bundle import build_bundle
+from sdst_export.engine.profiles import default_buckets, parse_buckets
+from sdst_runtime.grounding.bundle import Bundle
+from sdst_runtime.sessions.tensorrt.compat import load_tensorrt
+from sdst_runtime.sessions.tensorrt.pycuda_device import open_pycuda_device
 
 from .progress import progress_of
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import tyro
 
-from sdst_calib.audit import audit_graphs
-from sdst_calib.audit_page import KEEP_FILE, write_audit
-from sdst_calib.audit_rules import find_faults, write_keep
-from sdst_calib.ranges import GraphRanges, calibrate, read_ranges, write_ranges
+from sdst_calib.audit.compare import audit_graphs
+from sdst_calib.audit.page import KEEP_FILE, write_audit
+from sdst_calib.audit.ranges import GraphRanges, calibrate, read_ranges, write_ranges
+from sdst_calib.audit.rules import find_faults, write_keep
+from sdst_calib.feeds import QueryFeeds, spread
 from sdst_calib.taps import open_graph
-from sdst_calib.taps_data import QueryFeeds, spread
-from sdst_runtime.bundle import Bundle
 from sdst_runtime.errors import ContractError
 from sdst_runtime.files import make_directory
+from sdst_runtime.grounding.bundle import Bundle
 
 from .eval import SplitName, data_of, load_samples, open_head
 from .features import find_videos

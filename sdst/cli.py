@@ -35,7 +35,7 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "doctor": ("sdst.doctor:doctor", "", "check what this machine has, and say what to do about the rest"),
     "plugins build": ("sdst.plugins:build", "", "compile sdst::RDSA and its TensorRT plugin for this machine"),
     "plugins info": ("sdst.plugins:info", "", "show which compiled sdst::RDSA is found and how it was built"),
-    "demo": ("sdst.demo.pipeline:demo", "demo", "run the whole line on rendered videos and write a report"),
+    "demo": ("sdst.demo.run:demo", "demo", "run the whole line on rendered videos and write a report"),
 }
 
 

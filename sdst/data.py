@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from sdst_runtime import data_config
-from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Inspection, Spread, inspect_split, load_split
+from sdst_runtime.data import config as data_config
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.dataset import Inspection, Spread, inspect_split, load_split
 from sdst_runtime.errors import InputError
-from sdst_runtime.evaluation import metric_names
+from sdst_runtime.metrics.score import metric_names
 
 from .options import data_options
 

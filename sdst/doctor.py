@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from sdst_runtime.doctor import Examination, examine
-from sdst_runtime.doctor_gpu import RunOnCuda
+from sdst_runtime.doctor.examine import Examination, examine
+from sdst_runtime.doctor.gpu import RunOnCuda
+from sdst_runtime.doctor.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs
 from sdst_runtime.errors import PartialFailure
-from sdst_runtime.plugin_library import RdsaLibrary
-from sdst_runtime.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs
+from sdst_runtime.sessions.plugin_library import RdsaLibrary
 
 _SHOWN = {"fine": "[green]fine[/green]", "absent": "[yellow]absent[/yellow]", "fault": "[red]fault[/red]"}
 
@@ -49,7 +49,7 @@ def torch_runner() -> RunOnCuda | None:
     """Runs a CUDA library on the checking inputs through torch; None where torch is missing or sees no GPU."""
     try:
         torch: Any = importlib.import_module("torch")
-        op: Any = importlib.import_module("sdst_train.rdsa_op")
+        op: Any = importlib.import_module("sdst_train.model.rdsa_op")
     except (ImportError, OSError):  # OSError: a library of CUDA is missing
         return None
     if not torch.cuda.is_available():

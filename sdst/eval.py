@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sdst_runtime.bundle import MANIFEST, Bundle
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Sample, load_split
-from sdst_runtime.decode import predict
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.dataset import Sample, load_split
 from sdst_runtime.errors import InputError, require_package
-from sdst_runtime.evaluation import Row, score
 from sdst_runtime.files import write_json, write_jsonl
-from sdst_runtime.postprocess import Postprocess
-from sdst_runtime.session import Session
+from sdst_runtime.grounding.bundle import MANIFEST, Bundle
+from sdst_runtime.grounding.decode import predict
+from sdst_runtime.metrics.postprocess import Postprocess
+from sdst_runtime.metrics.score import Row, score
+from sdst_runtime.sessions.base import Session
 from sdst_train.presets import PRESETS
 
 from .options import load_config
@@ -135,9 +135,9 @@ def say(line: str) -> None:
 
 
 def _open_checkpoint(path: Path, threads: int | None) -> Head:
-    checkpoints: Any = require_package("sdst_train.checkpoint", "train")
-    sessions: Any = require_package("sdst_train.session", "train")
-    devices: Any = require_package("sdst_train.device", "train")
+    checkpoints: Any = require_package("sdst_train.loop.checkpoint", "train")
+    sessions: Any = require_package("sdst_train.model.torch_session", "train")
+    devices: Any = require_package("sdst_train.loop.device", "train")
     torch: Any = require_package("torch", "train")
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected at least 1, got {threads}")

@@ -11,10 +11,10 @@ from rich.console import Console
 from sdst_export.bundle import export_bundle
 from sdst_export.half import Precision
 from sdst_export.keep import NOTHING_KEPT, read_keep
-from sdst_export.report import read_report, report_table
+from sdst_export.report.export_report import read_report, report_table
 from sdst_runtime.errors import InputError
 from sdst_train.backbone.towers import load_backbone
-from sdst_train.checkpoint import load_checkpoint
+from sdst_train.loop.checkpoint import load_checkpoint
 
 
 def export(

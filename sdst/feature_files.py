@@ -7,11 +7,11 @@ from pathlib import Path
 
 import tyro
 
-from sdst_runtime.annotations import Query, read_queries
+from sdst_runtime.data.annotations import Query, read_queries
+from sdst_runtime.data.packing import pack_features
+from sdst_runtime.data.released import convert_released
+from sdst_runtime.data.verification import verify_features
 from sdst_runtime.errors import InputError
-from sdst_runtime.packing import pack_features
-from sdst_runtime.released import convert_released
-from sdst_runtime.verification import verify_features
 
 from .progress import counted
 

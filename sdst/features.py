@@ -11,12 +11,12 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from sdst_runtime.annotations import read_queries
+from sdst_runtime.data.annotations import read_queries
 from sdst_runtime.errors import InputError, PartialFailure
-from sdst_train.backbone.pipeline import FAILURES, Progress, extract_sentences, extract_videos
+from sdst_train.backbone.feature_run import FAILURES, Progress, extract_sentences, extract_videos
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.backbone.vision import Pool
-from sdst_train.device import DTYPES, Device, Precision, choose_device, choose_precision
+from sdst_train.loop.device import DTYPES, Device, Precision, choose_device, choose_precision
 
 from .progress import make_bar
 

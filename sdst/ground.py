@@ -14,10 +14,10 @@ import tyro
 from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.contracts import EncodedVideo
 from sdst_runtime.errors import InputError, PartialFailure
+from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
 from sdst_runtime.machine import machine_facts, usable_cores
-from sdst_runtime.media import key_frames
-from sdst_runtime.pipeline import FailedVideo, Job, ground_videos
-from sdst_runtime.report import QueryPanel, Report, StageLatency, VideoPanel, write_report
+from sdst_runtime.media.clips import key_frames
+from sdst_runtime.pages.report import QueryPanel, Report, StageLatency, VideoPanel, write_report
 
 KEY_FRAMES = 10
 KEY_FRAME_HEIGHT = 144  # pixels

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from sdst_runtime.data_config import DataConfig
+from sdst_runtime.data.config import DataConfig
 from sdst_runtime.errors import InputError
 from sdst_train.config import TrainConfig, parse_config
 from sdst_train.presets import PRESETS

@@ -12,17 +12,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdst_calib.layers import LayerReport, compare_layers, require_onnx
-from sdst_calib.parity import Candidate, CandidateParity, Parity, inputs_of, measure_parity
-from sdst_calib.parity_page import as_json, write_page
-from sdst_calib.polygraphy_script import ScriptedBundle, require_script, write_polygraphy_script
-from sdst_calib.tolerances import DEFAULTS, Tolerances, precision_of
-from sdst_runtime.bundle import MANIFEST, Bundle
-from sdst_runtime.dataset import Sample
+from sdst_calib.parity.layers import LayerReport, compare_layers, require_onnx
+from sdst_calib.parity.measure import Candidate, CandidateParity, Parity, inputs_of, measure_parity
+from sdst_calib.parity.page import as_json, write_page
+from sdst_calib.parity.polygraphy_script import ScriptedBundle, require_script, write_polygraphy_script
+from sdst_calib.parity.tolerances import DEFAULTS, Tolerances, precision_of
+from sdst_runtime.data.dataset import Sample
 from sdst_runtime.errors import ContractError, InputError, PartialFailure
 from sdst_runtime.files import make_directory, write_json
+from sdst_runtime.grounding.bundle import MANIFEST, Bundle
 from sdst_runtime.machine import machine_facts
-from sdst_runtime.session import HEAD_MODELS
+from sdst_runtime.sessions.base import HEAD_MODELS
 
 from .eval import BEST, Flag, Head, SplitName, data_of, has_windows, load_samples, open_head
 from .progress import counted
@@ -217,7 +217,7 @@ def _reference_graphs(path: Path) -> Iterator[dict[str, Path]]:
         return
     from sdst_export.graph import save_model
     from sdst_export.head import export_head, export_projection
-    from sdst_train.checkpoint import load_checkpoint
+    from sdst_train.loop.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
     with TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from rich.table import Table
 from sdst_runtime.errors import ContractError, DependencyError, InputError, SdstError
 from sdst_runtime.files import copy_file, only_process, remove, write_text
 from sdst_runtime.machine import usable_cores
-from sdst_runtime.plugin_library import (
+from sdst_runtime.sessions.plugin_library import (
     LIBRARIES,
     PACKAGE_FOLDER,
     Place,

@@ -8,12 +8,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdst_calib.int8 import Int8Options, Int8Report, Queries, calibrate_int8, open_source
-from sdst_calib.scales import Method
-from sdst_calib.taps_data import spread
+from sdst_calib.feeds import spread
+from sdst_calib.int8.calibrate import Int8Options, Int8Report, Queries, calibrate_int8, open_source
+from sdst_calib.int8.scales import Method
 from sdst_export.keep import NOTHING_KEPT, read_keep
 from sdst_runtime.errors import InputError
-from sdst_runtime.session import HEAD_MODELS
+from sdst_runtime.sessions.base import HEAD_MODELS
 
 from .eval import Head, SplitName, data_of, has_windows, load_samples
 from .features import find_videos

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from sdst_runtime.files import read_jsonl, write_json
-from sdst_runtime.metrics import evaluate, moment_metrics
+from sdst_runtime.metrics.evaluator import evaluate, moment_metrics
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import tyro
 
-from sdst_runtime.data_config import DataConfig
+from sdst_runtime.data.config import DataConfig
 from sdst_runtime.errors import InputError
-from sdst_runtime.evaluation import Row, score
-from sdst_runtime.postprocess import Postprocess
-from sdst_runtime.submission import check_predictions, complete_saliency, write_submission
+from sdst_runtime.metrics.postprocess import Postprocess
+from sdst_runtime.metrics.score import Row, score
+from sdst_runtime.metrics.submission import check_predictions, complete_saliency, write_submission
 
 from .eval import Head, SplitName, data_of, has_windows, load_samples, open_head, predict_samples
 

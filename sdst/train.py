@@ -11,17 +11,17 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from sdst_runtime import data_config
-from sdst_runtime.dataset import Split, load_split
+from sdst_runtime.data import config as data_config
+from sdst_runtime.data.dataset import Split, load_split
 from sdst_runtime.errors import InputError
-from sdst_train.checkpoint import Checkpoint
 from sdst_train.config import TrainConfig, parse_config
-from sdst_train.distributed import Team, join_team
-from sdst_train.model import in_both_units, parameter_count
-from sdst_train.run_report import write_run_report
-from sdst_train.state import forget_states
-from sdst_train.train import Progress, finished
-from sdst_train.train import train as run_training
+from sdst_train.loop.checkpoint import Checkpoint
+from sdst_train.loop.distributed import Team, join_team
+from sdst_train.loop.run_report import write_run_report
+from sdst_train.loop.state import forget_states
+from sdst_train.loop.train import Progress, finished
+from sdst_train.loop.train import train as run_training
+from sdst_train.model.sdst import in_both_units, parameter_count
 
 from .options import parse_options, take_config_name
 from .progress import counted, make_bar

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from sdst_runtime.data_config import DataConfig
+from sdst_runtime.data.config import DataConfig
 from sdst_runtime.errors import ContractError, InputError, first_fault
 
 

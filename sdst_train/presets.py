@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdst_runtime.data_config import DataConfig
+from sdst_runtime.data.config import DataConfig
 
 from .config import LossConfig, ModelConfig, TrainConfig
 

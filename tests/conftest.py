@@ -55,7 +55,7 @@ def exported_fp16(exported, tmp_path_factory) -> Path:
     """The directory of the same model's fp16 bundle."""
     from sdst_export.bundle import export_bundle
     from sdst_train.backbone.towers import load_backbone
-    from sdst_train.checkpoint import load_checkpoint
+    from sdst_train.loop.checkpoint import load_checkpoint
 
     def make(folder: Path) -> None:
         checkpoint, backbone = load_checkpoint(exported.checkpoint_path), load_backbone(exported.backbone_path)
@@ -74,9 +74,9 @@ def make_exported(root: Path) -> None:
     from sdst_train.backbone.text import TextConfig, TextEncoder
     from sdst_train.backbone.towers import load_backbone, save_backbone
     from sdst_train.backbone.vision import VisionConfig, VisionEncoder
-    from sdst_train.checkpoint import Checkpoint, save_checkpoint
     from sdst_train.config import ModelConfig, TrainConfig
-    from sdst_train.model import SDST
+    from sdst_train.loop.checkpoint import Checkpoint, save_checkpoint
+    from sdst_train.model.sdst import SDST
 
     torch.manual_seed(0)
     tokenizer = demo_tokenizer()

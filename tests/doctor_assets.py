@@ -10,15 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from places import ROOT
 
-ASSETS = Path(__file__).parents[1] / "runtime" / "sdst_runtime" / "assets"
+ASSETS = ROOT / "runtime" / "sdst_runtime" / "doctor" / "assets"
 IR_VERSION, OPSET = 10, 20
 
 
 def model_bytes() -> bytes:
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    from sdst_runtime.doctor_base import WEIGHTS
+    from sdst_runtime.doctor.base import WEIGHTS
 
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("sdst", 1)]
     body = [helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Add", ["xw", "x"], ["y"])]

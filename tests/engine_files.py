@@ -20,8 +20,8 @@ from rdsa_cases import RdsaCase, make_inputs, oracle
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import SdstError
 from sdst_runtime.files import sha256_file
-from sdst_runtime.tensorrt import TensorRTSession
-from sdst_runtime.tensorrt.sidecar import (
+from sdst_runtime.sessions.tensorrt import TensorRTSession
+from sdst_runtime.sessions.tensorrt.sidecar import (
     EngineFlags,
     MachineRecord,
     PluginRecord,

@@ -13,7 +13,7 @@ import onnx
 from engine_files import INPUTS, OUTPUTS, SPEC, E, F, H, P, plan_bytes
 from onnx import TensorProto, helper
 
-from sdst_runtime.tensorrt.sidecar import TensorRecord
+from sdst_runtime.sessions.tensorrt.sidecar import TensorRecord
 
 M = 5
 

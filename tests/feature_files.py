@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sdst_runtime.contracts import FeatureSpec, TextFeatures, VideoFeatures
-from sdst_runtime.features import text_feature_path, video_feature_path, write_text_features, write_video_features
+from sdst_runtime.data.features import text_feature_path, video_feature_path, write_text_features, write_video_features
 
 K, V, X, CLIP_S = 3, 6, 5, 2.0  # layers, widths
 SPEC = FeatureSpec(

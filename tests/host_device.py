@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from sdst_runtime.errors import DeviceError
-from sdst_runtime.tensorrt.device import CaptureError, DeviceFacts, OutOfDeviceMemory, aligned
+from sdst_runtime.sessions.tensorrt.device import CaptureError, DeviceFacts, OutOfDeviceMemory, aligned
 
 
 class HostDevice:

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 SOUND = (
     '{"version": "1", "device": "host", "cuda": "12.2", "architectures": [75, 90], "ptx": [90], "tensorrt": "10.3.0"}'
 )

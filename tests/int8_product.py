@@ -1,4 +1,4 @@
-"""Makes runtime/sdst_runtime/assets/int8_product.onnx:  python tests/int8_product.py"""
+"""Makes runtime/sdst_runtime/sessions/assets/int8_product.onnx:  python tests/int8_product.py"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sdst_runtime.int8_products import MODEL, K, N, known_weight
+from sdst_runtime.sessions.int8_products import MODEL, K, N, known_weight
 
 
 def known_product_model() -> onnx.ModelProto:

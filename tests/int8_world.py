@@ -12,17 +12,17 @@ import onnx
 from onnx import numpy_helper
 from onnxscript import ir
 
-from sdst_calib.int8 import Queries
-from sdst_calib.quantise import find_products
+from sdst_calib.int8.calibrate import Queries
+from sdst_calib.int8.quantise import find_products
 from sdst_export.graph import save_model
-from sdst_runtime.bundle import Bundle, write_manifest
 from sdst_runtime.contracts import FeatureSpec, TextFeatures, VideoFeatures
-from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Sample, make_sample
-from sdst_runtime.decode import predict
-from sdst_runtime.features import text_feature_path, video_feature_path, write_text_features, write_video_features
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.dataset import Sample, make_sample
+from sdst_runtime.data.features import text_feature_path, video_feature_path, write_text_features, write_video_features
 from sdst_runtime.files import write_json, write_jsonl
-from sdst_train.checkpoint import load_checkpoint
+from sdst_runtime.grounding.bundle import Bundle, write_manifest
+from sdst_runtime.grounding.decode import predict
+from sdst_train.loop.checkpoint import load_checkpoint
 
 FEW = {"head": ("sparse", "project_text", "dense.cross", "dense.self_attention", "actionness")}
 

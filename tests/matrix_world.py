@@ -19,9 +19,9 @@ import numpy as np
 from conftest import make_exported, write_noise
 from test_eval import QUERIES, annotation, write_features
 
-from sdst_runtime.bundle import Bundle
-from sdst_runtime.data_config import DataConfig
+from sdst_runtime.data.config import DataConfig
 from sdst_runtime.files import write_json, write_jsonl
+from sdst_runtime.grounding.bundle import Bundle
 from sdst_train.config import TrainConfig
 
 QUERY = "a red circle moves to the left"

@@ -32,8 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from places import ROOT, TESTS
 
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]  # minimum, optimum, maximum of each input with a dynamic dimension
@@ -95,7 +94,7 @@ class MockedTensorRT:
 
         Fails the test, with what the process wrote, when the process fails.
         """
-        paths = [str(self.packages), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(self.packages), str(TESTS), os.environ.get("PYTHONPATH", "")]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
         environment |= {"LD_LIBRARY_PATH": str(self.libraries), "SDST_PLUGINS": str(self.plugin)}
         command = [sys.executable, "-c", _CALL, function.__module__, function.__name__, *arguments]

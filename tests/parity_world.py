@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from sdst_runtime.bundle import Bundle, write_manifest
 from sdst_runtime.contracts import FeatureSpec, TextFeatures, VideoFeatures
-from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Sample, load_split
-from sdst_runtime.features import text_feature_path, video_feature_path, write_text_features, write_video_features
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.dataset import Sample, load_split
+from sdst_runtime.data.features import text_feature_path, video_feature_path, write_text_features, write_video_features
 from sdst_runtime.files import write_jsonl, write_text
+from sdst_runtime.grounding.bundle import Bundle, write_manifest
 
 LENGTHS = (9, 12, 12, 15)  # clips of the videos, in turn
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from sdst_runtime.int8_products import products_are_exact
-from sdst_runtime.onnxruntime_session import OnnxRuntimeSession
+from sdst_runtime.sessions.int8_products import products_are_exact
+from sdst_runtime.sessions.onnxruntime import OnnxRuntimeSession
 
 head, folder = map(Path, sys.argv[1:])
 inputs = dict(np.load(folder / "inputs.npz"))

@@ -19,12 +19,12 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from sdst import __version__
 from sdst.cli import VERBS
 from sdst_runtime.distribution import DISTRIBUTION, install_command, own_version, requirement
 
-ROOT = Path(__file__).parents[1]
 # From the top of the house to the ground floor: a room may import those that come after it, never one before it.
 ROOMS = {
     "sdst": ROOT / "sdst",
@@ -36,7 +36,7 @@ ROOMS = {
 ORDER = list(ROOMS)
 IMPORTERS = {"import_module", "__import__", "require_package"}  # functions whose first argument names a module
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard", "tensorrt", "pycuda"}
-ENGINES = {"tensorrt", "pycuda"}  # of the extra tensorrt, for sdst_runtime/tensorrt alone and there when used
+ENGINES = {"tensorrt", "pycuda"}  # of the extra tensorrt, for sdst_runtime/sessions/tensorrt alone and there when used
 
 
 def sources(room: str) -> list[Path]:
@@ -93,28 +93,28 @@ def test_no_import_runs_against_the_arrows(room):
 @pytest.mark.parametrize(
     "line",
     [
-        "import sdst_train.model",
-        "from sdst_train.model import SDST",
+        "import sdst_train.model.sdst",
+        "from sdst_train.model.sdst import SDST",
         "from sdst_train import model as m",
         "import json, sdst_export.head as head",
         "def late():\n    if True:\n        import sdst_train",
-        "import importlib\nimportlib.import_module('sdst_train.model')",
+        "import importlib\nimportlib.import_module('sdst_train.model.sdst')",
         "__import__('sdst')",
         "if TYPE_CHECKING:\n    from sdst.cli import main",
     ],
 )
 def test_the_checker_finds_a_planted_import(line):
-    assert len(against_the_arrows(line, "sdst_runtime.session")) == 1
+    assert len(against_the_arrows(line, "sdst_runtime.sessions.base")) == 1
 
 
 @pytest.mark.parametrize(
     ("line", "module"),
     [
-        ("from sdst_runtime.errors import SdstError", "sdst_train.model"),
+        ("from sdst_runtime.errors import SdstError", "sdst_train.model.sdst"),
         ("from sdst_runtime import Grounder", "sdst.ground"),
-        ("from .errors import InputError", "sdst_runtime.session"),
+        ("from .errors import InputError", "sdst_runtime.sessions.base"),
         ("from . import errors", "sdst_runtime.__init__"),
-        ("text = 'sdst_train.model'", "sdst_runtime.session"),
+        ("text = 'sdst_train.model.sdst'", "sdst_runtime.sessions.base"),
     ],
 )
 def test_the_checker_lets_downward_imports_pass(line, module):
@@ -204,10 +204,15 @@ def test_wheel_holds_every_module(wheel):
 def test_wheel_holds_package_data(wheel):
     wanted = {
         "sdst_runtime/py.typed",
-        "sdst_runtime/templates/report.html",
+        "sdst_runtime/pages/templates/report.html",
         "sdst/demo/assets/tiny_backbone.safetensors",
     }
-    for room, folder in (("sdst", "demo/assets"), ("sdst_runtime", "templates"), ("sdst_runtime", "assets")):
+    for room, folder in (
+        ("sdst", "demo/assets"),
+        ("sdst_runtime", "pages/templates"),
+        ("sdst_runtime", "sessions/assets"),
+        ("sdst_runtime", "doctor/assets"),
+    ):
         wanted |= {f"{room}/{folder}/{path.name}" for path in (ROOMS[room] / folder).glob("*") if path.is_file()}
 
     assert wanted - wheel == set()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 pytest.importorskip("tomllib", reason="the matrix is run by Python 3.11 or newer")
-PATH = Path(__file__).parents[1] / ".ci" / "matrix.py"
+PATH = ROOT / ".ci" / "matrix.py"
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from sdst_runtime.contracts import FeatureSpec, TextFeatures, VideoFeatures
-from sdst_runtime.data_config import DataConfig
-from sdst_runtime.dataset import Sample, make_sample
-from sdst_runtime.features import text_feature_path, video_feature_path, write_text_features, write_video_features
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.dataset import Sample, make_sample
+from sdst_runtime.data.features import text_feature_path, video_feature_path, write_text_features, write_video_features
 from sdst_runtime.files import write_jsonl, write_text
 from sdst_train.config import LossConfig, ModelConfig, TrainConfig
 

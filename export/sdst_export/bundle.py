@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sdst_runtime.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
 from sdst_runtime.distribution import own_version
 from sdst_runtime.files import make_directory, remove, write_text
+from sdst_runtime.grounding.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
 from sdst_train.backbone.towers import Backbone
-from sdst_train.checkpoint import Checkpoint
+from sdst_train.loop.checkpoint import Checkpoint
 
 from .errors import ExportError
 from .graph import save_model
 from .half import Precision, kept_modules
 from .head import export_head, export_projection, lowered
 from .keep import NOTHING_KEPT
-from .report import make_report, write_report
+from .report.export_report import make_report, write_report
 from .towers import export_text, export_vision
 
 

@@ -20,8 +20,8 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from sdst_runtime.bundle import DATA_SUFFIX
 from sdst_runtime.files import atomic_files, remove
+from sdst_runtime.grounding.bundle import DATA_SUFFIX
 
 from .attention import TRANSLATIONS
 from .clean import clean

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sdst_train.backbone.vision import Attention, PatchEmbed, PoolAttention
-from sdst_train.model import SDST
+from sdst_train.model.sdst import SDST
 
 from .errors import ExportError
 

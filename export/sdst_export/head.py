@@ -13,10 +13,10 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from sdst_runtime.decode import HEAD_OUTPUTS
-from sdst_runtime.session import PROJECTED
-from sdst_train.checkpoint import Checkpoint
-from sdst_train.model import SDST
+from sdst_runtime.grounding.decode import HEAD_OUTPUTS
+from sdst_runtime.sessions.base import PROJECTED
+from sdst_train.loop.checkpoint import Checkpoint
+from sdst_train.model.sdst import SDST
 
 from .errors import ExportError
 from .graph import Node, export_module, rdsa_nodes

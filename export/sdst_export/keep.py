@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from sdst_runtime.bundle import MODELS
 from sdst_runtime.errors import InputError
+from sdst_runtime.grounding.bundle import MODELS
 
 Keep = Mapping[str, tuple[str, ...]]  # model -> paths of modules
 NOTHING_KEPT: Keep = MappingProxyType({})

@@ -1,7 +1,7 @@
 """The body of sdst::RDSA as an ONNX function: what runs where no plugin does.
 
-Equal to `sdst_train.rdsa.rdsa`; arithmetic is float32 whatever the type of value. Shapes: B batch, T clips, M moments,
-F width, H heads, P points, D = F / H.
+Equal to `sdst_train.model.rdsa.rdsa`; arithmetic is float32 whatever the type of value. Shapes: B batch, T clips,
+M moments, F width, H heads, P points, D = F / H.
 """
 
 # onnxscript reads this source: names follow ONNX, and annotations must stay objects (no __future__ import). Its own

@@ -1,6 +1,6 @@
 """sdst::RDSA in ONNX: how the exporter writes the node, and how a model gets the function that computes it.
 
-The signature is that of `sdst_train.rdsa.rdsa`; the two extra attributes let TensorRT's parser find the plugin.
+The signature is that of `sdst_train.model.rdsa.rdsa`; the two extra attributes let TensorRT's parser find the plugin.
 """
 
 from __future__ import annotations

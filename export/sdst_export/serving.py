@@ -6,11 +6,11 @@ import copy
 
 import torch
 
-import sdst_train.rdsa_op  # noqa: F401  defines torch.ops.sdst.rdsa
-from sdst_runtime.session import Session
+import sdst_train.model.rdsa_op  # noqa: F401  defines torch.ops.sdst.rdsa
+from sdst_runtime.sessions.base import Session
 from sdst_train.config import ModelConfig
-from sdst_train.model import SDST
-from sdst_train.session import TorchSession
+from sdst_train.model.sdst import SDST
+from sdst_train.model.torch_session import TorchSession
 
 from .half import Precision, half_head
 

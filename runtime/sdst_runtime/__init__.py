@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .contracts import EncodedVideo, FeatureSpec, Grounding, Moment, TextFeatures, VideoFeatures
     from .errors import SdstError
-    from .grounder import Grounder
-    from .pipeline import FailedVideo, GroundedVideo, Job, ground_videos
-    from .session import Session, open_session
+    from .grounding.grounder import Grounder
+    from .grounding.pipeline import FailedVideo, GroundedVideo, Job, ground_videos
+    from .sessions.base import Session, open_session
 
 _HOME = {
     "EncodedVideo": "contracts",
@@ -28,13 +28,13 @@ _HOME = {
     "TextFeatures": "contracts",
     "VideoFeatures": "contracts",
     "SdstError": "errors",
-    "Grounder": "grounder",
-    "FailedVideo": "pipeline",
-    "GroundedVideo": "pipeline",
-    "Job": "pipeline",
-    "ground_videos": "pipeline",
-    "Session": "session",
-    "open_session": "session",
+    "Grounder": "grounding.grounder",
+    "FailedVideo": "grounding.pipeline",
+    "GroundedVideo": "grounding.pipeline",
+    "Job": "grounding.pipeline",
+    "ground_videos": "grounding.pipeline",
+    "Session": "sessions.base",
+    "open_session": "sessions.base",
 }
 
 __all__ = [

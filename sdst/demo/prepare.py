@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sdst_runtime.data_config import DataConfig
+from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.features import text_feature_path, video_feature_path
 from sdst_runtime.errors import InputError
-from sdst_runtime.features import text_feature_path, video_feature_path
 from sdst_runtime.files import read_jsonl
-from sdst_train.backbone.pipeline import extract_sentences, extract_videos
+from sdst_train.backbone.feature_run import extract_sentences, extract_videos
 from sdst_train.backbone.towers import Backbone, load_backbone
 from sdst_train.backbone.vision import Pool
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sdst_runtime.errors import InputError
-from sdst_runtime.text import Tokenizer
+from sdst_runtime.grounding.tokenizer import Tokenizer
 
 from .towers import TextTower, VisionTower
 

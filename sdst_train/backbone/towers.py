@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError, first_fault
 from sdst_runtime.files import atomic_path, sha256_file
-from sdst_runtime.text import Tokenizer
+from sdst_runtime.grounding.tokenizer import Tokenizer
 
 from .tensors import first_ten, tensor_faults
 from .text import TextConfig, TextEncoder

@@ -1,0 +1,1 @@
+"""Do copies of one model say the same? Numbers, decisions and metrics, against a reference."""

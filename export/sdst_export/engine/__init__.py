@@ -1,0 +1,1 @@
+"""One ONNX file or a whole bundle to TensorRT engines: profiles, cache, checks and sidecars."""

@@ -1,0 +1,71 @@
+"""A bundle of ONNX files to a bundle of engines for this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from sdst_runtime.distribution import own_version
+from sdst_runtime.errors import InputError
+from sdst_runtime.files import copy_file, make_directory, remove
+from sdst_runtime.grounding.bundle import MANIFEST, MODELS, TOKENIZER, Bundle, write_manifest
+from sdst_runtime.sessions.plugin_library import LIBRARIES, find_plugin_library
+from sdst_runtime.sessions.tensorrt.device import Device
+from sdst_runtime.sessions.tensorrt.sidecar import Sidecar, sidecar_path
+
+from .build import EngineOptions, build_engine
+from .profiles import Bucket
+
+
+def build_bundle(
+    bundle: Bundle,
+    out: Path,
+    buckets: Sequence[Bucket],
+    options: EngineOptions,
+    device: Device,
+    bar: Progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> Bundle:
+    """Write the engines of all models, their sidecars, the plugin's library, tokenizer.json and, last, bundle.json.
+
+    While files change the directory has no bundle.json and is no bundle. Raises what `build_engine` does, and
+    InputError when `out` is the bundle itself or the bundle holds engines already.
+    """
+    _require_place(bundle, out)
+    make_directory(out)
+    remove(out / MANIFEST)
+    beside = []
+    for name in MODELS:
+        say(f"building {name}.plan")
+        plan = out / f"{name}.plan"
+        own = options if name == "head" else dataclasses.replace(options, embed_plugin=False)
+        sidecar = build_engine(bundle.path(name), plan, buckets, own, device, bar)
+        say(f"  {sidecar.plan_bytes / 2**20:.1f} MiB in {sidecar.build_s:.0f} s")
+        beside.append(sidecar_path(plan).name)
+        if _needs_library(sidecar):
+            beside.append(_copy_library(device, bundle.directory, out))
+    copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
+    models = {name: f"{name}.plan" for name in MODELS}
+    return write_manifest(out, bundle.manifest.spec, models, own_version(), beside)
+
+
+def _require_place(bundle: Bundle, out: Path) -> None:
+    if out.resolve() == bundle.directory.resolve():
+        raise InputError(f"--out: expected another directory than the bundle, got {out}")
+    engines = [name for name in MODELS if bundle.path(name).suffix != ".onnx"]
+    if engines:
+        raise InputError(f"{bundle.directory}: expected a bundle of ONNX files, it has {bundle.path(engines[0]).name}")
+
+
+def _needs_library(sidecar: Sidecar) -> bool:
+    return sidecar.plugin is not None and not sidecar.flags.embed_plugin
+
+
+def _copy_library(device: Device, bundle: Path, out: Path) -> str:
+    """The library travels with its engines."""
+    name = LIBRARIES[device.plugin_device]
+    copy_file(find_plugin_library(device.plugin_device, bundle), out / name)
+    return name

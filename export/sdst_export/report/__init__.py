@@ -1,0 +1,1 @@
+"""What an exported graph holds and costs: export.json and the command's table."""

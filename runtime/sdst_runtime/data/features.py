@@ -1,0 +1,116 @@
+"""Feature files: one safetensors file a video and one a distinct sentence, each with its whole contract.
+
+`DIR/video/{vid}.safetensors` holds "features" T K V; `DIR/text/{digest of the sentence}.safetensors` K L X.
+A video's file also says which decoder made it; files without that word are older, and as good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..contracts import FeatureSpec, TextFeatures, VideoFeatures
+from ..errors import InputError, require_package
+from ..files import only_process, pack_header, remove_leftovers, unpack_header, write_bytes
+from .lazy_arrays import read_header
+
+
+def video_feature_path(directory: Path, vid: str) -> Path:
+    """Where the features of a video lie."""
+    return Path(directory) / "video" / f"{vid}.safetensors"
+
+
+def text_feature_path(directory: Path, query: str) -> Path:
+    """Where the features of a sentence lie: its SHA-256 names it, so equal sentences are stored once."""
+    return (
+        Path(directory)
+        / "text"
+        / f"{hashlib.sha256(query.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}.safetensors"
+    )
+
+
+@contextmanager
+def claim(directory: Path, kind: Literal["video", "text"]) -> Iterator[None]:
+    """Write one kind of features into a folder, alone, without what a killed process left. InUseError when not alone.
+
+    Videos and sentences may be extracted at the same time, by two processes.
+    """
+    with only_process(Path(directory) / f".{kind}.lock"):
+        remove_leftovers(Path(directory) / kind)
+        yield
+
+
+def is_made(path: Path, spec: FeatureSpec) -> bool:
+    """Whether a whole feature file is there; only its header is read. A broken one is not: it is made again.
+
+    Raises ContractError when it was made under another contract than `spec`.
+    """
+    if not Path(path).is_file():
+        return False
+    try:
+        text = unpack_header(read_header(path).metadata, ("spec",), path)["spec"]
+    except InputError:
+        return False
+    if text != spec.to_json():
+        mend = "choose another folder, or delete the features in this one"
+        FeatureSpec.from_json(text, path).require(spec, have=path, need="what is made now", exact=True, mend=mend)
+    return True
+
+
+def write_video_features(path: Path, video: VideoFeatures) -> None:
+    """Write atomically. Raises InputError when `path` cannot be written."""
+    header = {"spec": video.spec.to_json(), "duration_s": json.dumps(video.duration_s)}
+    if video.decoder:
+        header["decoder"] = video.decoder
+    _write(path, video.features, pack_header(**header))
+
+
+def write_text_features(path: Path, text: TextFeatures) -> None:
+    """Write atomically. Raises InputError when `path` cannot be written."""
+    _write(path, text.features, pack_header(spec=text.spec.to_json(), query=text.query))
+
+
+def read_video_features(path: Path, needed: FeatureSpec | None = None) -> VideoFeatures:
+    """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
+    features, header, spec = _read(path, needed, ("spec", "duration_s"))
+    try:
+        return VideoFeatures(features, float(header["duration_s"]), spec, decoder=str(header.get("decoder", "")))
+    except (InputError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read_text_features(path: Path, needed: FeatureSpec | None = None) -> TextFeatures:
+    """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
+    features, header, spec = _read(path, needed, ("spec", "query"))
+    try:
+        return TextFeatures(features, header["query"], spec)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _write(path: Path, features: np.ndarray, metadata: dict[str, str]) -> None:
+    numpy_io: Any = require_package("safetensors.numpy", "")
+    write_bytes(path, numpy_io.save({"features": np.ascontiguousarray(features)}, metadata))
+
+
+def _read(path: Path, needed: FeatureSpec | None, keys: tuple[str, ...]) -> tuple[np.ndarray, dict, FeatureSpec]:
+    safetensors: Any = require_package("safetensors", "")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such feature file; extract the features of this dataset first")
+    try:
+        with safetensors.safe_open(path, "numpy") as stored:
+            metadata = stored.metadata()
+            features = stored.get_tensor("features")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable feature file ({error}); extract it again") from error
+    header = unpack_header(metadata, keys, path)
+    spec = FeatureSpec.from_json(header["spec"], path)
+    if needed is not None:
+        spec.require(needed, have=path, need="the model")
+    return features, header, spec

@@ -1,0 +1,149 @@
+"""Feature arrays that stay in their file until they are used, and file headers read without the arrays.
+
+A StoredArray reads at every use, so that a data set larger than memory can be trained on. It pickles to a path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, require_package
+
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+
+_NOT_READABLE = "not a readable feature file"
+_AGAIN = "extract it again"
+_FETCH = "fetch the released features again"
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """A float16 or float32 array in a file. `stored[:, -4:]` and `np.asarray(stored)` read it, or that part of it.
+
+    Reading raises InputError naming the file when it is gone, broken, or holds NaN or infinity.
+    """
+
+    shape: Shape
+    read: Callable[[Index], np.ndarray]  # picklable; gets a slice for each axis, none of them open
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Index) -> np.ndarray:
+        given = index if isinstance(index, tuple) else (index,)
+        slices = given + (slice(None),) * (len(self.shape) - len(given))
+        return self.read(tuple(slice(*s.indices(n)[:2]) for s, n in zip(slices, self.shape, strict=True)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        values = self[:]
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def first(self, length: int) -> StoredArray:
+        """The first `length` entries of the first axis, still not read."""
+        return replace(self, shape=(min(length, len(self)), *self.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, Shape]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file of float16 or float32. Raises InputError when it is missing or broken."""
+    try:
+        with Path(path).open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            size = stream.seek(0, 2)
+            stream.seek(8)
+            content = json.loads(stream.read(length)) if length <= size - 8 else {}
+        metadata = dict(content.pop("__metadata__", {}))
+        dtypes = {entry["dtype"] for entry in content.values()}
+        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        shapes = {name: tuple(entry["shape"]) for name, entry in content.items()}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such feature file; extract the features of this data set first") from error
+    except (OSError, struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: {_NOT_READABLE} ({error}); {_AGAIN}") from error
+    if size != 8 + length + end:
+        raise InputError(f"{path}: {_NOT_READABLE} ({size} bytes, its header tells of {8 + length + end}); {_AGAIN}")
+    if not dtypes <= {"F16", "F32"}:
+        raise InputError(f"{path}: expected features in float16 or float32, got {', '.join(sorted(dtypes))}; {_AGAIN}")
+    return Header(metadata, shapes)
+
+
+class TensorFile:
+    """A safetensors file, mapped when first read and kept so; once more in each process that it is sent to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._process = 0
+        self._opened: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorFile, (self.path,)
+
+    def read(self, key: str, index: Index) -> np.ndarray:
+        """A part of the tensor `key`. Raises InputError naming the file when it is gone, broken or not finite."""
+        safetensors: Any = require_package("safetensors", "")
+        try:
+            if self._process != os.getpid():
+                self._opened, self._process = safetensors.safe_open(self.path, "numpy"), os.getpid()
+            values = self._opened.get_slice(key)[index]
+        except (safetensors.SafetensorError, OSError, IndexError) as error:
+            raise InputError(f"{self.path}: {_NOT_READABLE} ({error}); {_AGAIN}") from error
+        return _finite(values, self.path)
+
+
+def read_tensor(path: Path, index: Index) -> np.ndarray:
+    """A part of the tensor `features` of a file of its own, which is closed again; errors as TensorFile.read."""
+    return TensorFile(path).read("features", index)
+
+
+def read_npz_shape(path: Path, key: str) -> Shape:
+    """The shape of a float16 or float32 array in an npz file, without decompressing it. Raises InputError."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such feature file; {_FETCH}") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({error}); {_FETCH}") from error
+    if dtype not in (np.float16, np.float32):
+        raise InputError(f"{path}: expected {key} in float16 or float32, got {dtype}")
+    return shape
+
+
+def read_npz(path: Path, key: str, index: Index) -> np.ndarray:
+    """A part of an array of an npz file. Raises InputError naming the file when it is gone, broken or not finite."""
+    try:
+        with np.load(path) as archive:
+            values = archive[key][index]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({error}); {_FETCH}") from error
+    return _finite(values, path)
+
+
+def _finite(values: np.ndarray, path: Path) -> np.ndarray:
+    if values.dtype == np.float16:  # numpy's isfinite takes eight times as long: all bits of the exponent are set
+        fits = ((values.view(np.uint16) & 0x7C00) != 0x7C00).all()
+    else:
+        fits = np.isfinite(values).all()
+    if not fits:
+        raise InputError(f"{path}: contains NaN or infinity; {_AGAIN}")
+    return values

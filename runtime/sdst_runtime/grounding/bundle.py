@@ -1,0 +1,126 @@
+"""A bundle: the directory that a device needs, and nothing else.
+
+vision, text, projection and head models, tokenizer.json, and bundle.json: the feature contract and the SHA-256 of every
+file. A model too large for one ONNX file has its weights beside it, in a file of its name and `.data`. The projection
+is the part of the head that no sentence changes: it runs once a video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..contracts import FeatureSpec
+from ..errors import ContractError, InputError, first_fault
+from ..files import sha256_file, write_json
+from ..sessions.base import HeadSession, Session, open_session
+
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+DATA_SUFFIX = ".data"
+EXPORT_REPORT = "export.json"  # what the graphs hold; nothing reads it to run
+MODELS = ("vision", "text", "projection", "head")
+FORMAT = 2  # 1 had the projection inside the head
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json."""
+
+    format: int
+    sdst_version: str
+    spec: FeatureSpec
+    models: dict[str, str]  # each of MODELS -> file name
+    files: dict[str, str]  # file name -> SHA-256
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are all there and unchanged."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Bundle:
+        """Check every file's digest. Raises InputError (missing) or ContractError (changed, another format)."""
+        directory = Path(directory)
+        manifest = _read_manifest(directory)
+        for name, digest in manifest.files.items():
+            if not (directory / name).is_file():
+                raise InputError(f"{directory}: {name} is missing from the bundle; copy it again or export anew")
+            got = sha256_file(directory / name)
+            if got != digest:
+                raise ContractError(
+                    f"{directory}: {name} has changed: sha256 {got[:12]}, {MANIFEST} says {digest[:12]}; "
+                    "copy it again or export anew"
+                )
+        return cls(directory, manifest)
+
+    def path(self, model: str) -> Path:
+        """The file of one of MODELS."""
+        return self.directory / self.manifest.models[model]
+
+    def session(self, model: str, threads: int | None = None) -> Session:
+        """Open a model. Raises ContractError when it was exported under another contract than the bundle's."""
+        session = open_session(self.path(model), threads)
+        text = session.metadata.get("sdst.spec")
+        if text is None:
+            raise ContractError(f"{self.path(model)}: carries no feature contract; export it again with this project")
+        exported = FeatureSpec.from_json(text, self.path(model))
+        exported.require(
+            self.manifest.spec,
+            have=self.path(model),
+            need=self.directory / MANIFEST,
+            exact=True,
+            mend="export the bundle again",
+        )
+        return session
+
+    def head(self, threads: int | None = None) -> HeadSession:
+        """The projection and the head as one model. Raises ContractError when they do not belong together."""
+        return HeadSession(self.session("projection", threads), self.session("head", threads))
+
+
+def write_manifest(
+    directory: Path, spec: FeatureSpec, models: dict[str, str], version: str, beside: Sequence[str] = ()
+) -> Bundle:
+    """Digest the files of a finished bundle and write bundle.json, last, so that a bundle without it is unfinished.
+
+    `beside` names files that the models need: sidecars of engines, a plugin's library.
+    """
+    weights = [name + DATA_SUFFIX for name in models.values() if (directory / (name + DATA_SUFFIX)).is_file()]
+    reports = [EXPORT_REPORT] if (directory / EXPORT_REPORT).is_file() else []
+    names = [*models.values(), *weights, *beside, TOKENIZER, *reports]
+    files = {name: sha256_file(directory / name) for name in names}
+    manifest = Manifest(FORMAT, version, spec, models, files)
+    write_json(directory / MANIFEST, dataclasses.asdict(manifest))
+    return Bundle(directory, manifest)
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    from pydantic import TypeAdapter, ValidationError
+
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{directory}: not a bundle, it has no {MANIFEST}; give the directory that  sdst export  wrote"
+        )
+    adapter: Any = TypeAdapter(Manifest)
+    try:
+        manifest = adapter.validate_json(path.read_bytes(), strict=True, extra="forbid")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise ContractError(f"{path}: does not parse: {first_fault(error)}; export the bundle again") from error
+    if manifest.format != FORMAT:
+        raise ContractError(f"{path}: bundle format {manifest.format}, this sdst reads {FORMAT}; export it again")
+    unknown = sorted(set(MODELS) - manifest.models.keys()) or sorted(
+        name for name in (*manifest.models.values(), *manifest.files) if Path(name).name != name or name in ("", "..")
+    )
+    if unknown or not {*manifest.models.values(), TOKENIZER} <= manifest.files.keys():
+        raise ContractError(f"{path}: does not list its models and their digests; export the bundle again")
+    return manifest

@@ -1,0 +1,69 @@
+"""Raw head outputs to moments in seconds, and to prediction rows in the QVHighlights form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..contracts import Grounding, Moment
+from ..data.dataset import Sample, batches_by_length, pad_inputs
+from ..sessions.base import Session
+
+HEAD_OUTPUTS = ("spans", "scores", "saliency")
+
+
+def decode(
+    outputs: Mapping[str, np.ndarray], queries: Sequence[str], clips: Sequence[int], durations_s: Sequence[float],
+    clip_s: float,
+) -> list[Grounding]:  # fmt: skip
+    """One Grounding a row of the head's outputs.
+
+    outputs: spans B M 2 (start, end, fractions of the valid clips), scores B M, saliency B T. Moments are clamped to
+    the video and sorted by descending score; saliency is cut to the valid clips.
+    """
+    groundings = []
+    for i, query in enumerate(queries):
+        windows = np.clip(outputs["spans"][i].astype(np.float64) * (clips[i] * clip_s), 0, durations_s[i])
+        scores = outputs["scores"][i]
+        order = np.argsort(-scores, kind="stable")
+        moments = tuple(Moment(float(windows[m, 0]), float(windows[m, 1]), float(scores[m])) for m in order)
+        saliency = outputs["saliency"][i, : clips[i]].astype(np.float32)
+        groundings.append(Grounding(query, moments, saliency, clip_s))
+    return groundings
+
+
+def predict(
+    head: Session,
+    samples: Sequence[Sample],
+    clip_s: float,
+    batch_size: int = 32,
+    *,
+    layers: int | None = None,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Prediction rows (qid, query, vid, pred_relevant_windows, pred_saliency_scores) for all samples, by qid order.
+
+    `layers`: how many of the stored layers the head takes, the last ones; default all. `on_done` hears of
+    (queries done, all queries) after each batch.
+    """
+    rows = []
+    for batch in batches_by_length(samples, batch_size):
+        outputs = head.run(pad_inputs([s.video for s in batch], [s.text for s in batch], layers=layers))
+        clips, durations = [len(s.video) for s in batch], [s.row["duration"] for s in batch]
+        groundings = decode(outputs, [s.row["query"] for s in batch], clips, durations, clip_s)
+        rows += [prediction_row(s.row, g) for s, g in zip(batch, groundings, strict=True)]
+        on_done(len(rows), len(samples))
+    return sorted(rows, key=lambda row: row["qid"])
+
+
+def prediction_row(row: Mapping[str, Any], grounding: Grounding) -> dict[str, Any]:
+    """One line of a QVHighlights submission."""
+    return {
+        "qid": row["qid"],
+        "query": row["query"],
+        "vid": row["vid"],
+        "pred_relevant_windows": [[m.start_s, m.end_s, m.score] for m in grounding.moments],
+        "pred_saliency_scores": grounding.saliency.tolist(),
+    }

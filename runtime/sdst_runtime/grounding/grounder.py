@@ -1,0 +1,266 @@
+"""From a video file and sentences to moments: the whole line behind a few calls.
+
+`encode` a video once, ask it many times: what the head computes from the video alone is kept with the video. Videos
+longer than the head takes are grounded in windows (windows.py). Shapes: T clips, n clips of a window, K layers, V video
+width, F width of the head, B rows of a batch, L tokens, X text width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..contracts import EncodedVideo, Grounding, VideoFeatures
+from ..errors import ContractError, InputError
+from ..media.clips import ClipStream, decoder_name
+from ..sessions.base import PROJECTED, Session
+from .bundle import TOKENIZER, Bundle
+from .decode import decode
+from .tokenizer import Tokenizer
+from .windows import SMALLEST, merge, require_window, split
+
+VISION_BATCH = 16  # clips that the vision model gets at once
+MOST_CLIPS = 1200  # of a window, where the head's file does not say how many it takes (`sdst.max_clips`)
+MOST_ROWS = 32  # of a batch, where the head's file does not say how many it takes (`sdst.max_batch`)
+MOST_SAMPLES = 10_000  # of each stage that timings keep
+CLIP_PAIRS = 3_000_000  # of a batch: the head's memory is that of its attention between clips, B n n
+
+
+class Clock:
+    """Seconds of the stages of one call."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add a block's time to the stage `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+
+class Timings:
+    """Seconds of each stage, a sample a call; of a service that runs for long the last MOST_SAMPLES."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_SAMPLES))
+
+    @contextmanager
+    def call(self) -> Iterator[Clock]:
+        """A clock whose stages become one sample each when the block ends well."""
+        clock = Clock()
+        yield clock
+        for name, seconds in clock.seconds.items():
+            self.samples[name].append(seconds)
+
+
+class Grounder:
+    """Grounds sentences in videos with the models of one bundle. A context manager; closed at its end.
+
+    Several threads may share one where the sessions may be shared, as those of ONNX Runtime and TensorRT may; nothing
+    of a video or a question is kept. `timings` holds the seconds of decode, vision and projection (a sample a video)
+    and of text and head (a sample a call of `ground`, `ground_batch` or `ground_many`).
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, window_clips: int | None = None) -> None:
+        """See `load`."""
+        self.bundle, self.spec = bundle, bundle.manifest.spec
+        self.tokenizer = Tokenizer.from_file(bundle.directory / TOKENIZER)
+        self.vision, self.text = (bundle.session(name, threads) for name in ("vision", "text"))
+        self.head = bundle.head(threads)
+        self.timings = Timings()
+        self.most_rows = _limit(self.head.head, "sdst.max_batch", MOST_ROWS)
+        most_clips = _limit(self.head.head, "sdst.max_clips", MOST_CLIPS)
+        usual, longest = (_limit(self.head.head, f"sdst.{name}_clips", most_clips) for name in ("usual", "longest"))
+        self.window_clips = max(min(usual, most_clips), SMALLEST) if window_clips is None else window_clips
+        self.whole_clips = min(longest, most_clips) if window_clips is None else window_clips
+        if self.window_clips > most_clips:
+            raise InputError(f"window: expected at most {most_clips} clips, which the head takes, got {window_clips}")
+        require_window(self.window_clips)
+        self._projection_sha256 = bundle.manifest.files[bundle.manifest.models["projection"]]
+
+    @classmethod
+    def load(cls, bundle: str | Path, threads: int | None = None, *, window_clips: int | None = None) -> Grounder:
+        """Open a bundle; `threads` for each model, default all cores.
+
+        A video of more than `window_clips` clips is grounded in windows of that many. Default: a video longer than all
+        that the model was trained on, in windows of their median length; where a bundle does not tell these, a video of
+        more clips than the head takes, in windows of as many. Raises InputError or ContractError when a file is
+        missing, changed or made under another contract, and DependencyError when a package is missing.
+        """
+        return cls(Bundle.open(bundle), threads, window_clips=window_clips)
+
+    def encode(self, path: str | Path) -> EncodedVideo:
+        """A video file, ready for questions. Raises InputError when it cannot be decoded."""
+        stream = ClipStream(path, self.spec, batch=VISION_BATCH)
+        pieces, clips = [], iter(stream)
+        with self.timings.call() as clock:
+            while True:
+                with clock.stage("decode"):
+                    piece = next(clips, None)
+                if piece is None:
+                    break
+                with clock.stage("vision"):
+                    pieces.append(self.vision.run({"clips": piece})["features"])
+        video = VideoFeatures(np.concatenate(pieces), stream.duration_s, self.spec, decoder=decoder_name())
+        return self.project(video, stream.warnings)
+
+    def project(self, video: VideoFeatures, warnings: Sequence[str] = ()) -> EncodedVideo:
+        """Features at hand, ready for questions; `warnings` go with them.
+
+        Raises ContractError for features that were made under another contract than the bundle's.
+        """
+        video.spec.require(self.spec, have="the video features", need="the bundle")
+        features = video.features[:, -self.spec.layers :]
+        whole = len(features) <= self.whole_clips
+        windows = split(len(features), max(len(features), SMALLEST) if whole else self.window_clips)
+        projected: list[np.ndarray] = []
+        with self.timings.call() as clock, clock.stage("projection"):
+            for some in batches([window.clips for window in windows], self.most_rows):
+                pieces = [features[window.start : window.stop] for window in windows[some]]
+                clips, mask = _padded([piece.astype(np.float32, copy=False) for piece in pieces])
+                projected.extend(self.head.projection.run({"video": clips, "video_mask": mask})[PROJECTED])
+        return EncodedVideo(
+            video.features, video.duration_s, video.spec, windows, tuple(projected), self._projection_sha256,
+            tuple(warnings), decoder=video.decoder,
+        )  # fmt: skip
+
+    def ground(self, video: VideoFeatures, query: str) -> Grounding:
+        """Moments and saliency for one sentence. Raises InputError for a sentence that cannot be used."""
+        return self.ground_batch(video, [query])[0]
+
+    def ground_batch(self, video: VideoFeatures, queries: Sequence[str]) -> list[Grounding]:
+        """One answer a sentence, in order, computed together. Raises what `ground_many` does."""
+        return self.ground_many([(video, queries)])[0]
+
+    def ground_many(self, jobs: Sequence[tuple[VideoFeatures, Sequence[str]]]) -> list[list[Grounding]]:
+        """For each video, in order, one answer a sentence, in order. Sentences of different videos share batches.
+
+        Memory beyond the videos and the answers is bounded. A video that is no EncodedVideo is projected first; encode
+        or `project` it yourself to ask again. Raises InputError for a sentence that cannot be used or an empty list,
+        ContractError for a video encoded with another bundle.
+        """
+        for _, queries in jobs:
+            if isinstance(queries, str):
+                raise InputError("queries: expected a list of sentences, got one; use ground() for one")
+            if not queries:
+                raise InputError("queries: expected a list with at least one sentence, got an empty one")
+        videos = [self._ready(video) for video, _ in jobs]
+        questions = [_Question(video, query) for video, (_, queries) in zip(videos, jobs) for query in queries]
+        order = sorted(range(len(questions)), key=lambda i: questions[i].video.windows[0].clips)
+        answers: dict[int, Grounding] = {}
+        with self.timings.call() as clock:
+            for start in range(0, len(order), self.most_rows):
+                some = order[start : start + self.most_rows]
+                answers.update(zip(some, self._answer([questions[i] for i in some], clock)))
+        left = iter(range(len(questions)))
+        return [[answers[next(left)] for _ in queries] for _, queries in jobs]
+
+    def close(self) -> None:
+        """Give back what the models hold; a second call does nothing."""
+        for session in (self.vision, self.text, self.head):
+            session.close()
+
+    def __enter__(self) -> Grounder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ready(self, video: VideoFeatures) -> EncodedVideo:
+        if not isinstance(video, EncodedVideo):
+            return self.project(video)
+        video.spec.require(self.spec, have="the video features", need="the bundle")
+        if video.projection_sha256 != self._projection_sha256:
+            raise ContractError(
+                f"the encoded video was made with the projection {video.projection_sha256[:12]}, the bundle's is "
+                f"{self._projection_sha256[:12]}; encode the video with this bundle"
+            )
+        return video
+
+    def _answer(self, questions: Sequence[_Question], clock: Clock) -> list[Grounding]:
+        """One answer a question, from one run of the text model and as many of the head as memory asks for."""
+        sentences = list(dict.fromkeys(question.query for question in questions))
+        with clock.stage("text"):
+            ids, text_mask = self.tokenizer.encode_batch(sentences, self.spec.max_tokens)
+            text = self.text.run({"token_ids": ids, "token_mask": text_mask})["features"]
+        place = {sentence: i for i, sentence in enumerate(sentences)}
+        rows = [_Row(i, q.video, w, q.query) for i, q in enumerate(questions) for w in range(len(q.video.windows))]
+        parts: list[list[Grounding]] = [[] for _ in questions]  # of each question, an answer a window
+        for some in batches([row.clips for row in rows], self.most_rows):
+            batch = rows[some]
+            which = [place[row.query] for row in batch]
+            with clock.stage("head"):
+                projected, video_mask = _padded([row.projected for row in batch])
+                inputs = {"video_mask": video_mask, "text": text[which], "text_mask": text_mask[which]}
+                outputs = self.head.head.run({PROJECTED: projected, **inputs})
+            for row, answer in zip(batch, _decoded(outputs, batch, self.spec.clip_s)):
+                parts[row.question].append(answer)
+        return [merge(question.video.windows, answers) for question, answers in zip(questions, parts)]
+
+
+@dataclass(frozen=True)
+class _Question:
+    video: EncodedVideo
+    query: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the head's batch: a question about one window of its video."""
+
+    question: int
+    video: EncodedVideo
+    window: int
+    query: str
+
+    @property
+    def clips(self) -> int:
+        return self.video.windows[self.window].clips
+
+    @property
+    def projected(self) -> np.ndarray:
+        return self.video.projected[self.window]
+
+
+def batches(lengths: Sequence[int], most_rows: int) -> Iterator[slice]:
+    """Rows of so many clips, in order, as many at once as the head and its memory allow, and at least one."""
+    start = longest = 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > start and (row - start == most_rows or (row + 1 - start) * longest**2 > CLIP_PAIRS):
+            yield slice(start, row)
+            start, longest = row, length
+    if lengths:
+        yield slice(start, len(lengths))
+
+
+def _decoded(outputs: Mapping[str, np.ndarray], rows: Sequence[_Row], clip_s: float) -> list[Grounding]:
+    """The head's rows as answers about windows, in which time 0 is the window's start."""
+    starts_s = [row.video.windows[row.window].start * clip_s for row in rows]
+    lengths_s = [max(0.0, row.video.duration_s - start_s) for row, start_s in zip(rows, starts_s)]
+    return decode(outputs, [row.query for row in rows], [row.clips for row in rows], lengths_s, clip_s)
+
+
+def _padded(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of n clips each as one, B T ..., zero at the end, and the mask of what is valid, B T."""
+    lengths = np.array([len(piece) for piece in pieces])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    if mask.all():
+        return np.stack(pieces), mask
+    rows = np.zeros((*mask.shape, *pieces[0].shape[1:]), pieces[0].dtype)
+    for row, piece in zip(rows, pieces):
+        row[: len(piece)] = piece
+    return rows, mask
+
+
+def _limit(model: Session, key: str, default: int) -> int:
+    """What an engine's metadata says of its profiles; ONNX files take any size."""
+    return int(model.metadata.get(key, default))

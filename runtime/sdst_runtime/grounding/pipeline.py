@@ -1,0 +1,204 @@
+"""Many videos, one after the other, with decoding, the vision model and the head at work at the same time.
+
+Two threads run ahead of the caller: one decodes (PyAV releases the interpreter's lock, its decoder uses all cores), one
+runs the vision model; the head runs in the caller's thread. Queues between them are short: memory is bounded by a few
+pieces of clips and the features of a few videos, whatever the number and length of the videos.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import Any
+
+import numpy as np
+
+from ..contracts import EncodedVideo, FeatureSpec, Grounding, VideoFeatures
+from ..errors import InputError
+from ..media.clips import decoder_name
+from ..media.workers import Ending, Piece, Unusable, decode_pieces
+from .grounder import Grounder
+
+_PIECES = 2  # of clips that wait for the vision model
+_VIDEOS = 2  # whose features wait for the head
+_LEAVE_S = 2.0  # how long the end waits for a thread that may be waiting for the caller's next job
+_WAKE_S = 0.05  # how often a thread that waits looks whether it is to stop
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video and what is asked of it; no queries: it is only encoded."""
+
+    path: Path
+    queries: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class GroundedVideo:
+    """A video that could be used, and one answer a query."""
+
+    path: Path
+    video: EncodedVideo
+    groundings: tuple[Grounding, ...]
+
+
+@dataclass(frozen=True)
+class FailedVideo:
+    """A video that could not be used, or a query of it."""
+
+    path: Path
+    reason: str  # one line
+
+
+def ground_videos(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[GroundedVideo | FailedVideo]:
+    """What came of each job, in order. `jobs` may be endless: another thread reads it, as far as it works ahead.
+
+    A video or query that cannot be used is a FailedVideo and the next one follows; any other error is raised. The
+    threads end with the iterator: when it is exhausted, closed, or left by an error or Ctrl-C. Only when `jobs` itself
+    blocks, the thread that waits for its next job is left behind after 2 seconds: it takes that job and ends, or ends
+    with the process.
+    """
+    line = _Line()
+    pieces, videos = Queue(_PIECES), Queue(_VIDEOS)
+    line.start("sdst decode", _decoded(grounder, jobs), pieces, leave_s=_LEAVE_S)
+    line.start("sdst vision", _encoded(grounder, line.taken(pieces)), videos)
+    try:
+        for video in line.taken(videos):
+            yield video if isinstance(video, FailedVideo) else _ground(grounder, video)
+    finally:
+        line.stop()
+
+
+def _ground(grounder: Grounder, encoded: _Encoded) -> GroundedVideo | FailedVideo:
+    job = encoded.job
+    try:
+        video = grounder.project(encoded.features, encoded.warnings)
+        answers = grounder.ground_batch(video, job.queries) if job.queries else []
+    except InputError as error:
+        return FailedVideo(job.path, str(error))
+    return GroundedVideo(job.path, video, tuple(answers))
+
+
+# ---------------------------------------------------------------- in the threads
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What the vision model made of a video."""
+
+    job: Job
+    features: VideoFeatures
+    warnings: tuple[str, ...]
+
+
+def _decoded(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[tuple[Job, Piece | Unusable]]:
+    for number, job in enumerate(jobs):
+        messages = decode_pieces(number, job.path, grounder.spec, threads=0)
+        with grounder.timings.call() as clock:
+            while True:
+                with clock.stage("decode"):
+                    message = next(messages, None)
+                if message is None:
+                    break
+                yield job, message
+
+
+def _encoded(
+    grounder: Grounder, messages: Iterator[tuple[Job, Piece | Unusable]]
+) -> Iterator[_Encoded | FailedVideo]:  # fmt: skip
+    for _, of_one_video in groupby(messages, lambda message: message[1].video):
+        yield _encode(grounder, of_one_video)
+
+
+def _encode(grounder: Grounder, messages: Iterator[tuple[Job, Piece | Unusable]]) -> _Encoded | FailedVideo:
+    """The messages of one video, which end with its last piece or with why there is none."""
+    parts: list[np.ndarray] = []
+    with grounder.timings.call() as clock:
+        for job, message in messages:
+            if isinstance(message, Unusable):
+                return FailedVideo(job.path, message.reason)
+            with clock.stage("vision"):
+                parts.append(grounder.vision.run({"clips": message.clips})["features"])
+            if message.ending is not None:
+                return _whole(job, parts, message.ending, grounder.spec)
+    raise AssertionError("a video ends with an ending")
+
+
+def _whole(job: Job, parts: list[np.ndarray], ending: Ending, spec: FeatureSpec) -> _Encoded | FailedVideo:
+    try:
+        video = VideoFeatures(np.concatenate(parts), ending.duration_s, spec, decoder=decoder_name())
+        return _Encoded(job, video, ending.warnings)
+    except InputError as error:
+        return FailedVideo(job.path, f"{job.path}: {error}")
+
+
+class _Stop(Exception):
+    """The caller is gone."""
+
+
+@dataclass(frozen=True)
+class _Crash:
+    """The error that ended a thread, on its way to the caller."""
+
+    error: BaseException
+
+
+class _Line:
+    """Threads joined by queues. An error in one ends those behind it and reaches the caller."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._threads: list[tuple[threading.Thread, float | None]] = []
+
+    def start(self, name: str, items: Iterator[Any], out: Queue[Any], leave_s: float | None = None) -> None:
+        """A thread that puts `items` into `out` as there is room, then the sign that there are no more.
+
+        `stop` waits for it, for `leave_s` seconds at most.
+        """
+        thread = threading.Thread(target=self._work, args=(items, out), name=name, daemon=True)
+        self._threads.append((thread, leave_s))
+        thread.start()
+
+    def taken(self, queue: Queue[Any]) -> Iterator[Any]:
+        """What a thread puts into `queue`. Raises the error that ended it."""
+        while (item := self._take(queue)) is not _END:
+            if isinstance(item, _Crash):
+                raise item.error
+            yield item
+
+    def stop(self) -> None:
+        """End all threads; each finishes the piece it is at."""
+        self._stopped.set()
+        for thread, leave_s in self._threads:
+            thread.join(leave_s)
+
+    def _work(self, items: Iterator[Any], out: Queue[Any]) -> None:
+        try:
+            for item in items:
+                self._put(out, item)
+            self._put(out, _END)
+        except _Stop:
+            pass
+        except BaseException as error:  # noqa: BLE001  the caller raises it
+            with suppress(_Stop):
+                self._put(out, _Crash(error))
+
+    def _put(self, queue: Queue[Any], item: Any) -> None:
+        while not self._stopped.is_set():
+            with suppress(Full):
+                return queue.put(item, timeout=_WAKE_S)
+        raise _Stop
+
+    def _take(self, queue: Queue[Any]) -> Any:
+        while not self._stopped.is_set():
+            with suppress(Empty):
+                return queue.get(timeout=_WAKE_S)
+        raise _Stop
+
+
+_END = object()

@@ -1,0 +1,1 @@
+"""Scores of predictions, as the official evaluators of the field compute them, and submissions."""

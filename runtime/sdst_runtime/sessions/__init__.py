@@ -1,0 +1,1 @@
+"""A model file behind `run(inputs) -> outputs`, whatever runs it: ONNX Runtime or TensorRT."""

@@ -1,0 +1,66 @@
+"""Whether ONNX Runtime's int8 products are exact on this processor, and how to run a model where they are not.
+
+x86 processors without VNNI multiply u8 by s8 with an instruction that adds two products in 16 bits and saturates there
+(VPMADDUBSW); ONNX Runtime uses it all the same, so a graph with Q/DQ answers wrongly and says nothing. The products
+are therefore tried on the processor itself, on numbers whose sums do not fit into 16 bits. Where they saturate, a
+session keeps Q/DQ apart from the products, which then are products of floats: right, and not faster than float32.
+
+(ONNX Runtime's own remedy, session.x64quantprecision, refuses files in which several products read one weight, as the
+steps of a head do.)
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DependencyError, require_package
+
+FLOAT_PRODUCTS = ("session.disable_quant_qdq", "1")  # of a session's config: Q/DQ are computed in float
+LARGEST = 127.0
+K, N = 64, 8  # of the known product: x B K of codes, times a K N weight of +-127, all scales 1
+MODEL = Path(__file__).parent / "assets" / "int8_product.onnx"
+
+
+@functools.cache
+def products_are_exact() -> bool:
+    """Whether the known product is right on this processor, with ONNX Runtime's CPU kernels as a session uses them.
+
+    Raises DependencyError where ONNX Runtime is missing or cannot run it.
+    """
+    return bool(np.array_equal(known_product(), expected_product()))
+
+
+def known_product(*config: tuple[str, str]) -> np.ndarray:
+    """What ONNX Runtime makes of the known product, 2 N float32, under entries of a session's config."""
+    ort: Any = require_package("onnxruntime", "")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    for entry in config:
+        options.add_session_config_entry(*entry)
+    try:
+        session = ort.InferenceSession(str(MODEL), options, providers=["CPUExecutionProvider"])
+        return session.run(None, {"x": _x()})[0]
+    except Exception as error:  # the binding raises many types that share no base
+        raise DependencyError(
+            f"ONNX Runtime {ort.__version__} does not run a small int8 model ({error}): run"
+            "  pip install --force-reinstall onnxruntime"
+        ) from error
+
+
+def expected_product() -> np.ndarray:
+    """The known product, exactly."""
+    return _x() @ known_weight().astype(np.float32)
+
+
+def known_weight() -> np.ndarray:
+    """int8 K N: columns of 127 and of -127 in turn, so that pairs of products leave 16 bits at both ends."""
+    return np.tile(np.array([LARGEST, -LARGEST], np.int8), (K, N // 2))
+
+
+def _x() -> np.ndarray:
+    return np.array([[LARGEST], [-LARGEST]], np.float32) * np.ones(K, np.float32)

@@ -1,0 +1,161 @@
+"""Sessions on ONNX Runtime, on a CPU or a CUDA GPU. sdst::RDSA runs as the function that the file itself carries.
+
+Inputs and outputs are bound where they lie in the caller's memory, so on a CPU nothing is copied. Against a plain
+`InferenceSession.run` that saves no time which could be told from noise (docs/benchmarking.md): the outputs are small.
+
+Where the processor's int8 products saturate, Q/DQ of an int8 model are computed in float (int8_products.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import DependencyError, InputError, require_package
+from ..machine import usable_cores
+from .base import TensorInfo, require_inputs
+from .int8_products import FLOAT_PRODUCTS, products_are_exact
+
+Device = Literal["auto", "cpu", "cuda"]
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+
+class OnnxRuntimeSession:
+    """An ONNX file on ONNX Runtime. `run` may be called from several threads at once, each call on its own arrays.
+
+    `device` says where it runs, "cpu" or "cuda". A session does not survive a fork: each process opens its own.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None, device: Device = "auto") -> None:
+        """`threads` within one operator; default: all cores this process may use. `device` "auto" is the
+        CUDA provider where it is installed and starts, else the CPU.
+
+        Raises InputError for a file that cannot be loaded, DependencyError when "cuda" cannot be had.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads: expected at least 1, got {threads}")
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{path}: no such model; export a bundle with  sdst export")
+        self._session: Any = _load(self.path, threads or usable_cores(), device)
+        self._process = os.getpid()
+        self.device = "cuda" if CUDA in self._session.get_providers() else "cpu"
+        if device == "cuda" and self.device != "cuda":
+            raise DependencyError(
+                "device cuda: ONNX Runtime has its CUDA provider and could not start it; look for the missing driver,"
+                " CUDA or cuDNN with  sdst doctor  or use the device cpu"
+            )
+        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.inputs = {value.name: _info(value) for value in self._session.get_inputs()}
+        self.outputs = {value.name: _info(value) for value in self._session.get_outputs()}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, in arrays of their own. Inputs that are not contiguous are copied.
+
+        Raises InputError when a name, type or shape of the inputs is wrong, when ONNX Runtime fails, and in a session
+        that is closed or was opened by another process.
+        """
+        session = self._open_session()
+        require_inputs(self.path.name, self.inputs, inputs)
+        given = {name: np.ascontiguousarray(inputs[name]) for name in self.inputs}
+        binding = session.io_binding()
+        for name, array in given.items():
+            binding.bind_cpu_input(name, array)
+        outputs = self._bind_outputs(binding, _axes(self.inputs, given))
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # the binding raises many types that share no base
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
+            raise InputError(f"{self.path.name}: ONNX Runtime failed on {shapes}: {_first_line(error)}") from error
+        return outputs
+
+    def close(self) -> None:
+        """Free the model; a second call does nothing. Calls that are under way in other threads end well."""
+        self._session = None
+
+    def __enter__(self) -> OnnxRuntimeSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open_session(self) -> Any:
+        session = self._session
+        if session is None:
+            raise InputError(f"{self.path.name}: the session is closed; open the model again")
+        if self._process != os.getpid():  # ONNX Runtime's threads stayed behind: a run would wait for them for ever
+            raise InputError(
+                f"{self.path.name}: the session was opened by process {self._process} and this is its fork"
+                f" {os.getpid()}; open the model in each process"
+            )
+        return session
+
+    def _bind_outputs(self, binding: Any, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        outputs = {}
+        for name, info in self.outputs.items():
+            array = outputs[name] = np.empty([axes[n] if isinstance(n, str) else n for n in info.shape], info.dtype)
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return outputs
+
+
+_ONNX_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def _load(path: Path, threads: int, device: Device) -> Any:
+    ort: Any = require_package("onnxruntime", "")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # By default a model's threads spin for a while after a run, on the cores that the bundle's next model needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not products_are_exact():
+        options.add_session_config_entry(*FLOAT_PRODUCTS)
+    try:
+        providers = _providers(ort.get_available_providers(), device)
+        # On a CPU the fused residual and norm is slower than the two (docs/benchmarking.md).
+        slower = ["SkipLayerNormFusion"] if providers == [CPU] else []
+        return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=slower)
+    except DependencyError:
+        raise
+    except Exception as error:  # the binding raises many types that share no base
+        raise InputError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export it again") from error
+
+
+def _providers(available: list[str], device: Device) -> list[str]:
+    if device == "cuda" and CUDA not in available:
+        raise DependencyError(
+            f"device cuda: this ONNX Runtime has no CUDA provider, only {', '.join(available)}: run"
+            "  pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
+    return [CPU] if device == "cpu" or CUDA not in available else [CUDA, CPU]
+
+
+def _info(value: Any) -> TensorInfo:
+    return TensorInfo(np.dtype(_ONNX_TYPES[value.type]), tuple(value.shape))
+
+
+def _axes(expected: Mapping[str, TensorInfo], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Size of each free axis, by its name."""
+    return {
+        axis: size
+        for name, info in expected.items()
+        for axis, size in zip(info.shape, arrays[name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,219 @@
+"""TensorRTSession: an engine file that `sdst build` made, run on the GPU.
+
+Shapes are those of the model (docs/architecture.md); every free axis may take any size that a profile holds.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ...errors import ContractError, InputError
+from ..base import TensorInfo, require_inputs
+from ..plugin_library import open_plugin_library
+from .compat import load_tensorrt, make_runtime, numpy_dtype, register_plugin, shared_logger, take_errors
+from .device import Device
+from .dlpack import DeviceArray, is_on_device, read_tensor
+from .lane import EngineParts, Input, Lane
+from .pool import Pool
+from .sidecar import (
+    MachineRecord,
+    PluginRecord,
+    Profile,
+    ShapeRange,
+    Sidecar,
+    read_plan,
+    read_sidecar,
+    rebuild,
+    require_machine,
+    require_plugin,
+    require_tensors,
+)
+
+
+class TensorRTSession:
+    """Runs an engine. Any number of threads may call `run`; `workers` of them at a time, the others wait.
+
+    The first call of some shapes is slow (memory, kernels), the second captures a CUDA graph; `warm_up` does both
+    beforehand. A session does not survive a fork: each process opens its own.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        workers: int = 1,
+        cuda_graphs: bool = True,
+        engine_host_code_allowed: bool = False,
+        device: Device | None = None,
+    ) -> None:
+        """`engine_host_code_allowed` lets a plan run code that it carries: only for files that you trust.
+
+        `device` is by default the GPU through pycuda. Raises InputError for a missing file, ContractError for an
+        engine of another TensorRT, GPU or plugin and for an altered one, DependencyError when TensorRT, pycuda or the
+        plugin library is missing, DeviceError when the GPU fails.
+        """
+        if workers < 1:
+            raise InputError(f"workers: expected at least 1, got {workers}")
+        self.path = Path(path)
+        self._sidecar = read_sidecar(self.path)
+        trt = load_tensorrt()
+        self._device = _open_device() if device is None else device
+        facts = self._device.facts
+        here = MachineRecord(trt.__version__, facts.sm, facts.gpu, facts.driver, facts.cuda)
+        require_machine(self.path, self._sidecar, here)
+        _require_host_code(self.path, self._sidecar, engine_host_code_allowed)
+        plan = read_plan(self.path, self._sidecar)
+        self._process = os.getpid()
+        self.metadata: Mapping[str, str] = self._sidecar.metadata()
+        with self._device.current():
+            _load_plugin(trt, self.path, self._sidecar, self._device)
+            parts = _load_engine(trt, self.path, self._sidecar, plan, self._device, engine_host_code_allowed)
+            lanes = [Lane(parts) for _ in range(workers)]
+        if not cuda_graphs:
+            parts.no_graphs.set()
+        self.inputs, self.outputs = parts.inputs, parts.outputs
+        self._pool = Pool(lanes, lambda: InputError(f"{self.path.name}: the session is closed; open the model again"))
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Outputs by name, as numpy arrays of their own.
+
+        An input is a numpy array, or an array on the session's GPU with `__dlpack__` or `__cuda_array_interface__`,
+        which is read where it lies; when it is overwritten afterwards nothing happens here. Raises InputError when a
+        name, type or shape is wrong or no profile holds the shapes, DeviceError when the GPU fails; out of memory, the
+        session gives its buffers back and stays usable.
+        """
+        self._require_own_process()
+        with self._pool.one() as lane, self._device.current():
+            given = self._read(inputs, lane)
+            return lane.run(_profile(lane.parts, given), given)
+
+    def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        """As `run`, with outputs that stay on the GPU: for torch.from_dlpack and the like."""
+        self._require_own_process()
+        with self._pool.one() as lane, self._device.current():
+            given = self._read(inputs, lane)
+            return lane.run_on_device(_profile(lane.parts, given), given)
+
+    def warm_up(self) -> None:
+        """Run the usual shapes of every profile in every worker: memory is allocated and graphs are captured."""
+        self._require_own_process()
+        with self._pool.all() as lanes, self._device.current():
+            for lane in lanes:
+                for index, profile in enumerate(lane.parts.profiles):
+                    ones = {name: np.ones(profile[name].opt, info.dtype) for name, info in self.inputs.items()}
+                    for _ in range(2):  # the second call captures
+                        lane.run(index, ones)
+
+    def close(self) -> None:
+        """Give all memory back once the calls under way have ended; a second call does nothing."""
+        if self._process != os.getpid():
+            return  # the GPU's memory is the parent's
+        lanes = self._pool.close()
+        with self._device.current():
+            while lanes:  # let go here too, streams and contexts need the device current
+                lanes.pop().close()
+
+    def __enter__(self) -> TensorRTSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, inputs: Mapping[str, Any], lane: Lane) -> dict[str, Input]:
+        if inputs.keys() != self.inputs.keys():
+            raise InputError(f"{self.path.name}: expected inputs {sorted(self.inputs)}, got {sorted(inputs)}")
+        given: dict[str, Any] = {}
+        for name in self.inputs:
+            value, on_device = inputs[name], is_on_device(inputs[name], self._device)
+            given[name] = read_tensor(name, value, self._device, lane.compute) if on_device else np.asarray(value)
+        require_inputs(self.path.name, self.inputs, given)
+        return given
+
+    def _require_own_process(self) -> None:
+        if self._process != os.getpid():
+            raise InputError(
+                f"{self.path.name}: the session was opened by process {self._process} and this is its fork"
+                f" {os.getpid()}; open the model in each process"
+            )
+
+
+def _open_device() -> Device:
+    from .pycuda_device import open_pycuda_device
+
+    return open_pycuda_device()
+
+
+def _require_host_code(path: Path, sidecar: Sidecar, allowed: bool) -> None:
+    if sidecar.flags.has_host_code and not allowed:
+        raise ContractError(
+            f"{path}: the engine carries code that runs on this machine; if you trust the file, say"
+            " engine_host_code_allowed=True or set SDST_ENGINE_HOST_CODE=1, else build it without --version-compatible"
+            " and --embed-plugin"
+        )
+
+
+def _load_plugin(trt: Any, path: Path, sidecar: Sidecar, device: Device) -> None:
+    if sidecar.plugin is None or sidecar.flags.embed_plugin:
+        return
+    plugin = open_plugin_library(device.plugin_device, path.parent).info
+    require_plugin(path, sidecar.plugin, PluginRecord(plugin.version, plugin.sha256))
+    register_plugin(trt, plugin)
+
+
+def _load_engine(
+    trt: Any, path: Path, sidecar: Sidecar, plan: bytes, device: Device, host_code: bool
+) -> EngineParts:  # fmt: skip
+    logger = shared_logger(trt)
+    engine = make_runtime(trt, logger, host_code).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise ContractError(f"{path}: TensorRT cannot load it: {take_errors(logger)}; {rebuild(path)}")
+    found: dict[Any, dict[str, TensorInfo]] = {trt.TensorIOMode.INPUT: {}, trt.TensorIOMode.OUTPUT: {}}
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        dtype = numpy_dtype(engine.get_tensor_dtype(name))
+        found[engine.get_tensor_mode(name)][name] = TensorInfo(dtype, tuple(engine.get_tensor_shape(name)))
+    inputs = {name: record.info() for name, record in sidecar.inputs.items()}
+    outputs = {name: record.info() for name, record in sidecar.outputs.items()}
+    require_tensors(path, "input", inputs, found[trt.TensorIOMode.INPUT])
+    require_tensors(path, "output", outputs, found[trt.TensorIOMode.OUTPUT])
+    profiles = _profiles(engine, inputs)
+    if profiles != sidecar.profiles:
+        raise ContractError(f"{path}: its profiles are not those of its sidecar; {rebuild(path)}")
+    return EngineParts(
+        path.name, trt, logger, engine, inputs, outputs, profiles, device, threading.Event(), threading.Lock()
+    )
+
+
+def _profiles(engine: Any, inputs: Mapping[str, TensorInfo]) -> tuple[Profile, ...]:
+    return tuple(
+        {name: ShapeRange(*map(tuple, engine.get_tensor_profile_shape(name, index))) for name in inputs}
+        for index in range(engine.num_optimization_profiles)
+    )
+
+
+def _profile(parts: EngineParts, given: Mapping[str, Input]) -> int:
+    """The first profile that holds the shapes, which is the smallest: a plan has them in order of size."""
+    for index, profile in enumerate(parts.profiles):
+        if all(profile[name].holds(tuple(value.shape)) for name, value in given.items()):
+            return index
+    raise InputError(_outside(parts.name, parts.profiles, given))
+
+
+def _outside(model: str, profiles: tuple[Profile, ...], given: Mapping[str, Input]) -> str:
+    """Which input is to blame: the first that no profile holds, else all, which no one profile holds together."""
+    alone = [name for name, value in given.items() if not any(p[name].holds(tuple(value.shape)) for p in profiles)]
+    names = alone[:1] or list(given)
+    got = ", ".join(f"{name!r} {list(given[name].shape)}" for name in names)
+    held = "; ".join(", ".join(f"{name} {profile[name]}" for name in names) for profile in profiles)
+    return (
+        f"{model}: input {got} lies outside every profile, which hold {held}; give less at once or build with"
+        " other --profiles"
+    )

@@ -1,0 +1,278 @@
+"""`sdst demo`: the whole line on rendered videos, told from top to bottom.
+
+Renders, extracts, trains, evaluates, exports, compares torch with ONNX Runtime, grounds held-out videos from their
+files, and writes report.html and summary.json. docs/demo.md says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sdst_calib.parity.measure import max_abs_error
+from sdst_export.bundle import export_bundle
+from sdst_runtime import Grounder
+from sdst_runtime.data.dataset import Sample, batches_by_length, load_split, pad_inputs
+from sdst_runtime.errors import InputError
+from sdst_runtime.files import make_directory, read_jsonl, write_json, write_jsonl
+from sdst_runtime.grounding.decode import predict
+from sdst_runtime.machine import machine_facts
+from sdst_runtime.metrics.evaluator import evaluate, top_clip_in_window
+from sdst_runtime.pages.report import Curve, MetricRow, QueryPanel, Report, VideoPanel, write_report
+from sdst_runtime.sessions.base import Session
+from sdst_train.backbone.towers import Backbone
+from sdst_train.config import TrainConfig
+from sdst_train.loop.checkpoint import Checkpoint
+from sdst_train.model.sdst import in_both_units, parameter_count
+from sdst_train.model.torch_session import TorchSession
+from sdst_train.presets import PRESETS
+
+from ..ground import latency_rows, video_panel
+from ..progress import counted
+from ..train import train_with_progress
+from .dataset import CLIP_S, render_dataset
+from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
+
+METRICS = {  # our name -> the official evaluator's
+    "R1@0.5": "MR-full-R1@0.5",
+    "R1@0.7": "MR-full-R1@0.7",
+    "mAP": "MR-full-mAP",
+    "HIT@1": "HL-min-VeryGood-Hit1",
+}
+SHOWN_VIDEOS = 4  # in the report
+
+
+def demo(
+    *,
+    out: Path = Path("demo-out"),
+    seed: int = SEED,
+    train_videos: int = TRAIN_VIDEOS,
+    val_videos: int = VAL_VIDEOS,
+    epochs: int = PRESETS["demo"].epochs,
+) -> None:
+    """Run the whole line on rendered videos: about 6 minutes on 2 cores.
+
+    Args:
+        out: Folder for videos, features, the run, the bundle, report.html and summary.json.
+        seed: Of the videos and of training.
+        train_videos: Videos to train on.
+        val_videos: Held-out videos to evaluate on; a share of their combinations is never trained on.
+        epochs: Passes over the training queries.
+    """
+    if min(train_videos, epochs) < 1 or val_videos < 2:
+        raise InputError(
+            "expected a training video, two held-out videos and an epoch at least, got "
+            f"{train_videos}, {val_videos} and {epochs}"
+        )
+    make_directory(out)
+    stages = Stages(Console(stderr=True))
+    with stages.timed("render", "videos") as on_done:
+        render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
+
+    with stages.timed("extract", "videos") as on_done:
+        backbone = extract(out, "features", "adaptive", on_done)
+
+    with stages.timed("train"):
+        config = demo_config(out, epochs, seed)
+        shutil.rmtree(out / "run", ignore_errors=True)  # a demo is run anew
+        checkpoint = train_with_progress(config, out / "run")
+        train_samples, val_samples = (load_split(config.data, split).samples for split in ("train", "val"))
+
+    with stages.timed("evaluate"):
+        torch_head = TorchSession(checkpoint.model)
+        metrics = measure(torch_head, val_samples, out / "run" / "val_predictions.jsonl")
+        control = measure(torch_head, with_other_queries(val_samples))
+
+    with stages.timed("export"):
+        bundle = export_bundle(checkpoint, backbone, out / "bundle", stages.say)
+
+    with stages.timed("compare"):
+        onnx_head = bundle.head()
+        errors = max_abs_error(torch_head, onnx_head, head_batches(val_samples))
+        onnx_metrics = measure(onnx_head, val_samples)
+
+    with stages.timed("ground"):
+        grounder = Grounder.load(bundle.directory)
+        panels = ground_videos(grounder, out, val_samples)
+
+    summary = {
+        **metrics,
+        "shuffled_queries": control,
+        "onnx": onnx_metrics,
+        "onnx_max_abs_error": float(np.max(list(errors.values()))),  # NaN stays NaN
+        "parameters": parameters(checkpoint, backbone),
+        "queries": {
+            "train": len(train_samples),
+            "val": len(val_samples),
+            "val_held_out_combination": sum(s.row["held_out_combination"] for s in val_samples),
+        },
+        **by_combination(torch_head, val_samples),
+        "best_epoch": checkpoint.epoch,
+        "seed": seed,
+        "machine": dict(machine_facts()) | {"torch": torch.__version__},
+        "seconds": stages.seconds,
+    }
+    write_report(out / "report.html", demo_report(summary, panels, grounder, out / "run"))
+    write_json(out / "summary.json", summary)
+    show(stages.console, summary, out)
+
+
+def demo_config(out: Path, epochs: int, seed: int) -> TrainConfig:
+    """The demo's preset on the data in `out`."""
+    preset = PRESETS["demo"]
+    return dataclasses.replace(preset, epochs=epochs, seed=seed, data=dataclasses.replace(preset.data, root=str(out)))
+
+
+def measure(head: Session, samples: Sequence[Sample], predictions: Path | None = None) -> dict[str, float]:
+    """The demo's metrics in percent; writes the predictions in the QVHighlights form when given a file."""
+    rows, truth = predict(head, samples, CLIP_S), [sample.row for sample in samples]
+    if predictions is not None:
+        write_jsonl(predictions, rows)
+    brief = evaluate(rows, truth, clip_s=CLIP_S)["brief"]
+    values = {name: brief[official] for name, official in METRICS.items()}
+    return {**values, "top_clip_in_window": round(top_clip_in_window(rows, truth, clip_s=CLIP_S), 2)}
+
+
+def by_combination(head: Session, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """The metrics of queries whose combination of attributes was, and was not, in training."""
+    parts = {
+        "val_seen_combinations": [s for s in samples if not s.row["held_out_combination"]],
+        "val_held_out_combinations": [s for s in samples if s.row["held_out_combination"]],
+    }
+    return {name: measure(head, part) for name, part in parts.items() if part}
+
+
+def with_other_queries(samples: Sequence[Sample]) -> list[Sample]:
+    """The control: each sentence replaced by one of another video, windows as they were.
+
+    A model that ignores the sentence scores the same here; the gap is what it owes to the sentence.
+    """
+    count = len(samples)
+    mixed = []
+    for i, sample in enumerate(samples):
+        others = (samples[(i + count // 2 + k) % count] for k in range(count))
+        other = next(s for s in others if s.row["vid"] != sample.row["vid"])
+        mixed.append(dataclasses.replace(sample, text=other.text))
+    return mixed
+
+
+def head_batches(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    """The head's inputs for all samples, in batches."""
+    for batch in batches_by_length(samples, 32):
+        yield pad_inputs([s.video for s in batch], [s.text for s in batch])
+
+
+def ground_videos(grounder: Grounder, out: Path, samples: Sequence[Sample]) -> tuple[VideoPanel, ...]:
+    """Held-out videos from their files, with their true windows, for the report."""
+    panels = []
+    for vid in list(dict.fromkeys(s.row["vid"] for s in samples))[:SHOWN_VIDEOS]:
+        rows = [s.row for s in samples if s.row["vid"] == vid]
+        path = out / "videos" / f"{vid}.mp4"
+        features = grounder.encode(path)
+        answers = [grounder.ground(features, row["query"]) for row in rows]  # one by one: the latency of one question
+        queries = tuple(
+            QueryPanel(answer, tuple((start, end) for start, end in row["relevant_windows"]))
+            for answer, row in zip(answers, rows, strict=True)
+        )
+        unseen = sum(row["held_out_combination"] for row in rows)
+        panels.append(
+            video_panel(path, features, queries, f"{unseen} of {len(rows)} queries name an unseen combination")
+        )
+    return tuple(panels)
+
+
+def parameters(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, int]:
+    """Trained parameters of the head, frozen ones of the towers."""
+    return {
+        "head": parameter_count(checkpoint.model),
+        "vision": sum(p.numel() for p in backbone.vision.parameters()),
+        "text": sum(p.numel() for p in backbone.text.parameters()),
+    }
+
+
+def demo_report(summary: dict[str, Any], panels: tuple[VideoPanel, ...], grounder: Grounder, run: Path) -> Report:
+    """The page: numbers beside their control, curves of training, and videos to look at."""
+    log = read_jsonl(run / "metrics.jsonl")
+    control = summary["shuffled_queries"]
+    counts, queries = summary["parameters"], summary["queries"]
+    return Report(
+        title="SDST demo",
+        subtitle="Rendered videos, a tiny backbone, a small SDST: trained here, exported, grounded with ONNX Runtime",
+        videos=panels,
+        latency=latency_rows(grounder, None),
+        machine=tuple(summary["machine"].items()),
+        metrics=tuple(MetricRow(name, summary[name], control[name]) for name in control),
+        stages=tuple(summary["seconds"].items()),
+        curves=(
+            Curve("Loss", tuple((row["epoch"], {"training": row["loss"]}) for row in log)),
+            Curve(
+                "Validation, percent",
+                tuple(
+                    (row["epoch"], {name: row[METRICS[name]] for name in ("R1@0.5", "R1@0.7", "mAP")}) for row in log
+                ),
+            ),
+        ),
+        facts=(
+            ("queries", f"{queries['train']} training, {queries['val']} held out"),
+            ("unseen combinations", f"{queries['val_held_out_combination']} of the held-out queries"),
+            ("trained parameters", in_both_units(counts["head"])),
+            ("frozen parameters", f"vision {counts['vision']:,}, text {counts['text']:,}"),
+            ("torch against ONNX Runtime", f"{summary['onnx_max_abs_error']:.1e} max abs error"),
+        ),
+        notes=(
+            "The control replaces each sentence by one of another video. A model that ignores the sentence scores the "
+            "same under it, so the gap is what the answers owe to the sentence.",
+            "The best epoch was chosen by mAP on these same held-out videos.",
+        ),
+    )
+
+
+@dataclass
+class Stages:
+    """Runs the stages of the demo: a line and a bar while one works, its seconds afterwards."""
+
+    console: Console
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def say(self, line: str) -> None:
+        """Print a line under the stage's name."""
+        self.console.print(f"  {line}", highlight=False)
+
+    @contextmanager
+    def timed(self, name: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """Time a block. It gets a function (done, total) that moves a bar."""
+        self.console.print(f"[bold]{name}[/bold]")
+        start = time.perf_counter()
+        if unit:
+            with counted(f"  {unit}", self.console) as on_done:
+                yield on_done
+        else:
+            yield lambda done, total: None
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+        self.say(f"{self.seconds[name]:.1f} s")
+
+
+def show(console: Console, summary: dict[str, Any], out: Path) -> None:
+    """The numbers and where to look next."""
+    table = Table("metric", "held-out videos", "shuffled queries", "ONNX Runtime")
+    for name, control in summary["shuffled_queries"].items():
+        table.add_row(name, f"{summary[name]:.2f}", f"{control:.2f}", f"{summary['onnx'][name]:.2f}")
+    console.print(table)
+    row = read_jsonl(out / "annotations" / "val.jsonl")[0]
+    command = ("sdst", "ground", f"{out}/videos/{row['vid']}.mp4", row["query"], "--bundle", f"{out}/bundle")
+    console.print(f"trained parameters: {in_both_units(summary['parameters']['head'])}", highlight=False)
+    console.print(f"torch against ONNX Runtime: max abs error {summary['onnx_max_abs_error']:.1e}")
+    line = f"{sum(summary['seconds'].values()):.0f} s in all. Look at {out}/report.html, or ask:"
+    console.print(line, f"\n  {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)

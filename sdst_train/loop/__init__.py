@@ -1,0 +1,1 @@
+"""Training: batches, losses, updates, the run's files and its exact resume."""

@@ -1,0 +1,86 @@
+"""Checkpoints: one safetensors file with the weights, the resolved config and the feature contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.files import pack_header, unpack_header, write_bytes
+
+from ..config import TrainConfig, parse_config
+from ..model.sdst import SDST
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, in evaluation mode, with all that made it."""
+
+    model: SDST
+    config: TrainConfig
+    spec: FeatureSpec
+    epoch: int
+    metrics: dict[str, float]
+    usual_clips: int = 0  # the median length of the videos that it was trained on; 0: an older one that does not tell
+    longest_clips: int = 0
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically. Raises InputError when `path` cannot be written."""
+    header = pack_header(
+        config=json.dumps(dataclasses.asdict(checkpoint.config)),
+        spec=checkpoint.spec.to_json(),
+        epoch=str(checkpoint.epoch),
+        metrics=json.dumps(checkpoint.metrics),
+        usual_clips=str(checkpoint.usual_clips),
+        longest_clips=str(checkpoint.longest_clips),
+    )
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    write_bytes(path, save(weights, header))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check. Raises InputError (missing, broken) or ContractError (weights of another shape)."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train one with  sdst train")
+    try:
+        with safe_open(path, "pt") as stored:
+            metadata = stored.metadata()
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error}); use another or train again") from error
+    header = unpack_header(metadata, ("config", "spec", "epoch", "metrics"), path)
+    config = parse_config(header["config"], path)
+    spec = FeatureSpec.from_json(header["spec"], path)
+    model = SDST(config.model).eval()
+    load_weights(model, weights, str(path))
+    lengths = (int(header.get(name, 0)) for name in ("usual_clips", "longest_clips"))
+    return Checkpoint(model, config, spec, int(header["epoch"]), json.loads(header["metrics"]), *lengths)
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load strictly; ContractError lists the first ten names that are missing, unknown or of another shape."""
+    own: dict[str, Any] = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in weights]
+    wrong += [f"{name} is unknown" for name in weights if name not in own]
+    wrong += [
+        f"{name} is {list(weights[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if wrong:
+        listed = "; ".join(wrong[:10])
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ContractError(f"{source}: weights do not fit the model: {listed}{more}; check the model's config")
+    with torch.no_grad():
+        module.load_state_dict(weights)

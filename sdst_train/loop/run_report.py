@@ -1,0 +1,240 @@
+"""The report of a training run: RUN/report.html to look at, RUN/report.json with every number on it.
+
+Reads RUN/config.json and run.json, and metrics.jsonl and val_metrics.json as far as they are there: a run that was
+stopped has a report too. Metrics are percent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sdst_runtime.errors import InputError
+from sdst_runtime.files import read_jsonl, write_json
+from sdst_runtime.metrics.evaluator import LENGTH_RANGES_S
+from sdst_runtime.pages.report import Curve, MetricRow, Report, Table, write_report
+
+from ..config import TrainConfig
+from .published import BENCHMARKS
+
+HIGHLIGHTS = {"HD mAP": "HL-min-VeryGood-mAP", "HIT@1": "HL-min-VeryGood-Hit1"}  # shown name: evaluator's
+RETRIEVAL = {"R1@0.5": "MR-full-R1@0.5", "R1@0.7": "MR-full-R1@0.7", "mAP": "MR-full-mAP"}
+MOMENTS = {name: name for name in ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")}
+NOT_LOSSES = ("epoch", "step", "seconds", "lr")
+LINES_A_CHART = 4
+CONFIG_KEYS = ("preset", "seed", "epochs", "select_by", "data")
+FACT_KEYS = (
+    "started", "finished", "parameters", "train_queries", "val_queries", "world_size", "versions", "machine", "repairs",
+)  # fmt: skip
+
+
+def write_run_report(run: Path) -> Path:
+    """Write report.json and report.html into the folder of a run, and return the page's path.
+
+    Raises InputError when config.json or run.json is missing or a file does not parse.
+    """
+    run = Path(run)
+    summary = summarise(run)
+    write_json(run / "report.json", summary)
+    write_report(run / "report.html", _page(summary))
+    return run / "report.html"
+
+
+def summarise(run: Path) -> dict[str, Any]:
+    """Every number of the report, as JSON. Raises InputError as `write_run_report` does."""
+    config, facts = _read_json(run / "config.json", CONFIG_KEYS), _read_json(run / "run.json", FACT_KEYS)
+    log = read_jsonl(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    metrics = _read_json(run / "val_metrics.json") if (run / "val_metrics.json").is_file() else {}
+    brief = metrics.get("brief") or (log[-1] if log else {})
+    names = {**RETRIEVAL, **HIGHLIGHTS} if config["data"]["metrics"] == "qvhighlights" else MOMENTS
+    headline = _renamed(brief, names)
+    return {
+        "run": run.resolve().name,
+        **{key: config[key] for key in CONFIG_KEYS if key != "data"},
+        **{key: facts[key] for key in FACT_KEYS},
+        "epochs_logged": len(log),
+        "warnings": _warnings(config, facts, len(log)),
+        "headline": headline,
+        "curves": _curves(log, names),
+        "published": _published(config["preset"], headline, facts["parameters"]),
+        "by_length": _by_length(metrics),
+        "config": _config(config),
+    }
+
+
+def _warnings(config: dict[str, Any], facts: dict[str, Any], epochs_logged: int) -> list[str]:
+    warnings = []
+    if facts["finished"] is None:
+        warnings.append(
+            f"This run is unfinished: {epochs_logged} of {config['epochs']} epochs are logged, and the numbers are of "
+            "the last of them, not of the best."
+        )
+    if config["data"]["val"] == config["data"]["test"]:
+        chosen_on = (
+            "the split that is also the test split: the numbers are optimistic, and not comparable to those of models "
+            "chosen without it"
+        )
+    else:
+        chosen_on = "the val split, which these numbers are measured on: they are a little optimistic"
+    return [*warnings, f"The best epoch is chosen by {config['select_by']} on {chosen_on}."]
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+    """The values under the names that are shown; those that were not measured are left out."""
+    return {shown: values[name] for shown, name in names.items() if values.get(name) is not None}
+
+
+def _curves(log: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """[{title, points: [[epoch, {series: value}], ...]}], without those that nothing was logged for."""
+    metrics = {name for row in log for name in row if name.startswith(("MR-", "HL-", "R1@")) or name == "mIoU"}
+    losses = list(dict.fromkeys(n for row in log for n in row if n not in metrics and n not in NOT_LOSSES))
+    parts = [name for name in losses if name != "loss"]
+    chunks = [parts[start : start + LINES_A_CHART] for start in range(0, len(parts), LINES_A_CHART)]
+    charts = {"Loss": {"loss": "loss"}}
+    charts |= {f"Parts of the loss, {number}": {n: n for n in chunk} for number, chunk in enumerate(chunks, 1)}
+    charts["Validation, percent"] = {shown: name for shown, name in names.items() if shown not in HIGHLIGHTS}
+    charts["Validation of highlights, percent"] = {shown: name for shown, name in names.items() if shown in HIGHLIGHTS}
+    charts["Learning rate"] = {"rate": "lr"}
+    curves = [
+        {"title": title, "points": [[row["epoch"], _renamed(row, series)] for row in log]}
+        for title, series in charts.items()
+    ]
+    return [curve for curve in curves if any(values for _, values in curve["points"])]
+
+
+def _published(preset: str, headline: dict[str, float], parameters: int) -> dict[str, Any] | None:
+    """What others report for the benchmark of this preset, after this run; None where nobody did."""
+    benchmark = BENCHMARKS.get(preset)
+    if benchmark is None:
+        return None
+    metrics = list(dict.fromkeys(name for result in benchmark.results for name in result.values))
+    ours = {"method": "this run", "parameters_m": parameters / 1e6, **{name: headline.get(name) for name in metrics}}
+    theirs = [
+        {"method": result.method, "parameters_m": result.parameters_m, **{n: result.values.get(n) for n in metrics}}
+        for result in benchmark.results
+    ]
+    return {"benchmark": benchmark.name, "split": benchmark.split, "metrics": metrics, "rows": [ours, *theirs]}
+
+
+def _by_length(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """mAP and R1 of windows by their length, where the QVHighlights metrics were taken."""
+    return [
+        {
+            "length": name,
+            "longer_than_s": low,
+            "up_to_s": high,
+            "mAP": metrics[name]["MR-mAP"]["average"],
+            "R1@0.5": metrics[name]["MR-R1"]["0.5"],
+            "R1@0.7": metrics[name]["MR-R1"]["0.7"],
+        }
+        for name, (low, high) in LENGTH_RANGES_S.items()
+        if name in metrics
+    ]
+
+
+def _config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Fields by dotted name: those that differ from the defaults, and the others."""
+    defaults = _flat(json.loads(json.dumps(asdict(TrainConfig()))))
+    fields = _flat(config)
+    changed = {name: value for name, value in fields.items() if name not in defaults or defaults[name] != value}
+    return {"changed": changed, "default": {name: value for name, value in fields.items() if name not in changed}}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return fields
+
+
+def _read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    mend = "give the folder of a run that  sdst train  wrote"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; {mend}") from error
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise InputError(f"{path}: expected it to hold {', '.join(missing)}; {mend}")
+    return values
+
+
+# The page
+
+
+def _page(summary: dict[str, Any]) -> Report:
+    finished, preset = summary["finished"], summary["preset"] or "no preset"
+    facts = [
+        ("queries", f"{summary['train_queries']:,} training, {summary['val_queries']:,} validation"),
+        ("trained parameters", f"{summary['parameters']:,}"),
+        ("seed", f"{summary['seed']}, one run"),
+        ("processes", str(summary["world_size"])),
+        ("started", summary["started"]),
+    ]
+    if finished is not None:
+        facts += [
+            ("ended by", finished["reason"]),
+            ("best epoch", f"{finished['best_epoch']} of {summary['epochs_logged']}"),
+            ("duration", f"{finished['seconds'] / 60:,.1f} min"),
+        ]
+    return Report(
+        title=f"Training run {summary['run']}",
+        subtitle=f"{preset}, {summary['epochs_logged']} of {summary['epochs']} epochs",
+        facts=tuple(facts),
+        warnings=tuple(summary["warnings"]),
+        metrics=tuple(MetricRow(name, value) for name, value in summary["headline"].items()),
+        curves=tuple(
+            Curve(curve["title"], tuple((epoch, values) for epoch, values in curve["points"]))
+            for curve in summary["curves"]
+        ),
+        tables=(
+            *([_published_table(summary["published"])] if summary["published"] else []),
+            _length_table(summary["by_length"]),
+            _field_table("Settings that differ from the defaults", summary["config"]["changed"]),
+            _field_table("Settings left at their defaults", summary["config"]["default"], folded=True),
+            _field_table("Machine and versions", {**summary["machine"], **summary["versions"]}),
+            Table("Repairs of the data", ("what was repaired",), tuple((line,) for line in summary["repairs"])),
+        ),
+    )
+
+
+def _published_table(published: dict[str, Any]) -> Table:
+    metrics = published["metrics"]
+    return Table(
+        f"Beside published numbers, {published['benchmark']}",
+        ("method", *metrics, "trained parameters, M"),
+        tuple(
+            (row["method"], *(_number(row[name]) for name in metrics), _number(row["parameters_m"], 1))
+            for row in published["rows"]
+        ),
+        "Only the first row was measured here, on the val split of this run, with one seed. The others are the "
+        f"authors' numbers on {published['benchmark']} {published['split']}, not reproduced here.",
+    )
+
+
+def _length_table(rows: list[dict[str, Any]]) -> Table:
+    return Table(
+        "By length of the window",
+        ("length", "seconds", "mAP", "R1@0.5", "R1@0.7"),
+        tuple(
+            (
+                row["length"],
+                f"above {row['longer_than_s']}, up to {row['up_to_s']}",
+                *(_number(row[name]) for name in ("mAP", "R1@0.5", "R1@0.7")),
+            )
+            for row in rows
+        ),
+        "Annotated windows of that length, and the queries that have some. Empty: there are none.",
+    )
+
+
+def _field_table(title: str, fields: Mapping[str, Any], *, folded: bool = False) -> Table:
+    rows = tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in fields.items())
+    return Table(title, ("field", "value"), rows, folded=folded)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,385 @@
+"""The command line on good and bad input: exit codes, one-line errors, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdst.cli import main
+from sdst_runtime.grounding.bundle import MODELS
+from sdst_runtime.sessions.base import open_session
+
+QUERY = "a red circle moves to the left"
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `sdst ARGUMENTS`."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # tyro's own usage errors
+        code = stop.code if isinstance(stop.code, int) else 1
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def fails(capsys, *arguments: object) -> str:
+    """The error line of a command that must fail as bad input does."""
+    code, out, err = run(capsys, *arguments)
+    lines = err.strip().splitlines()
+    assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_ground_prints_the_documented_json(capsys, exported, video):
+    code, out, err = run(capsys, "ground", video, QUERY, "a blue ring grows", "--bundle", exported.directory, "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer.keys() == {"video", "duration_s", "clip_s", "results"}
+    assert answer["video"] == str(video)
+    assert answer["duration_s"] == pytest.approx(7.4)
+    assert answer["clip_s"] == 1.0
+    assert [result["query"] for result in answer["results"]] == [QUERY, "a blue ring grows"]
+    for result in answer["results"]:
+        assert len(result["saliency"]) == 8
+        assert len(result["moments"]) == 5
+        scores = [moment["score"] for moment in result["moments"]]
+        assert scores == sorted(scores, reverse=True)
+        for moment in result["moments"]:
+            assert moment.keys() == {"start_s", "end_s", "score"}
+            assert 0 <= moment["start_s"] <= moment["end_s"] <= 7.4
+            assert 0 <= moment["score"] <= 1
+
+
+def test_ground_prints_a_table_and_writes_a_page(capsys, exported, video, tmp_path):
+    page = tmp_path / "new" / "report.html"
+    code, out, _ = run(capsys, "ground", video, QUERY, "--bundle", exported.directory, "--report", page, "--top", 2)
+    assert code == 0
+    assert QUERY in out
+    assert out.count("│") >= 2 * 4
+    assert QUERY in page.read_text()
+
+
+def run_without(packages: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`sdst ARGUMENTS` in a process where `packages` cannot be imported, as if they were not installed."""
+    program = "\n".join(
+        [
+            "import sys",
+            "class Absent:",
+            "    def find_spec(self, name, path=None, target=None):",
+            f"        if name.split('.')[0] in {packages!r}:",
+            "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)",
+            "sys.meta_path.insert(0, Absent())",
+            "from sdst.cli import main",
+            "sys.exit(main(sys.argv[1:]))",
+        ]
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_ground_runs_with_torch_uninstalled(exported, video):
+    absent = ("torch", "transformers", "onnx", "onnxscript", "scipy", "matplotlib")
+    done = run_without(absent, "ground", video, QUERY, "--bundle", exported.directory, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["query"] == QUERY
+
+
+@pytest.mark.parametrize(
+    ("package", "verb", "extra"), [("torch", "train", "train"), ("onnx", "export", "export"), ("torch", "demo", "demo")]
+)
+def test_a_missing_package_is_said_with_its_extra(package, verb, extra):
+    done = run_without((package,), verb, "--help")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {package} is needed here")
+    assert done.stderr.endswith(f"run pip install '.[{extra}]' in the project's checkout\n")
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("", "query is empty"),
+        (" \t ", "query is empty"),
+        (" ".join(["red"] * 600), "it has 602 tokens, at most 24 fit"),
+        (b"caf\xe9".decode("utf-8", "surrogateescape"), "not valid UTF-8"),
+    ],
+)
+def test_bad_queries(capsys, exported, video, query, says, tmp_path):
+    page = tmp_path / "report.html"
+    assert says in fails(capsys, "ground", video, QUERY, query, "--bundle", exported.directory, "--report", page)
+    assert not page.exists()
+
+
+def test_no_query(capsys, exported, video):
+    assert "no query given" in fails(capsys, "ground", video, "--bundle", exported.directory)
+
+
+def bad_videos(folder: Path, video: Path) -> dict[str, tuple[Path, str]]:
+    import av
+
+    folder.mkdir(exist_ok=True)
+    (folder / "broken.mp4").write_bytes(video.read_bytes()[:500])
+    (folder / "text.mp4").write_text("not a video\n" * 50)
+    with av.open(str(folder / "sound.m4a"), "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(folder / "one.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    return {
+        "missing": (folder / "none.mp4", "no such video file"),
+        "folder": (folder, "is a directory"),
+        "broken": (folder / "broken.mp4", "not a video"),
+        "text": (folder / "text.mp4", "text.mp4"),
+        "audio only": (folder / "sound.m4a", "no video stream (only audio in it)"),
+        "one frame": (folder / "one.mp4", "one frame only"),
+    }
+
+
+@pytest.mark.parametrize("case", ["missing", "folder", "broken", "text", "audio only", "one frame"])
+def test_bad_videos(capsys, exported, video, tmp_path, case):
+    path, says = bad_videos(tmp_path / "videos", video)[case]
+    page = tmp_path / "report.html"
+    line = fails(capsys, "ground", path, QUERY, "--bundle", exported.directory, "--json", "--report", page)
+    assert says in line
+    assert str(path) in line
+    assert not page.exists()
+
+
+@pytest.fixture
+def bundle(exported, tmp_path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(exported.directory, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("name", ["head.onnx", "projection.onnx", "vision.onnx", "text.onnx", "tokenizer.json"])
+def test_bundle_with_a_missing_or_changed_file(capsys, bundle, video, name):
+    data = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    line = fails(capsys, "ground", video, QUERY, "--bundle", bundle)
+    assert f"{name} has changed: sha256" in line
+    (bundle / name).unlink()
+    assert f"{name} is missing from the bundle" in fails(capsys, "ground", video, QUERY, "--bundle", bundle)
+
+
+def test_not_a_bundle(capsys, bundle, video, tmp_path):
+    assert "it has no bundle.json" in fails(capsys, "ground", video, QUERY, "--bundle", tmp_path / "none")
+    (bundle / "bundle.json").write_text("{}")
+    assert "bundle.json: does not parse" in fails(capsys, "ground", video, QUERY, "--bundle", bundle)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mean", [0.5, 0.4, 0.31]), ("frames_per_clip", 4), ("clip_s", 2.0), ("resize", "area")]
+)
+def test_bundle_whose_contract_was_edited(capsys, bundle, video, field, value):
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    before = manifest["spec"][field]
+    manifest["spec"][field] = value
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    line = fails(capsys, "ground", video, QUERY, "--bundle", bundle)
+    assert f"feature contracts disagree on {field}: " in line
+    assert "bundle.json needs" in line
+    for shown in (before, value):
+        assert repr(tuple(shown) if isinstance(shown, list) else shown) in line
+
+
+def test_unwritable_outputs(capsys, exported, video, tmp_path):
+    occupied = tmp_path / "file"
+    occupied.write_text("here first")
+    line = fails(capsys, "ground", video, QUERY, "--bundle", exported.directory, "--report", occupied / "report.html")
+    assert "cannot write" in line
+    assert occupied.read_text() == "here first"
+    line = fails(
+        capsys, "export", exported.checkpoint_path, "--backbone", exported.backbone_path, "--out", occupied / "bundle"
+    )
+    assert "cannot write" in line
+    assert "cannot write" in fails(capsys, "demo", "--out", occupied / "demo")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_checkpoint_of_another_shape(capsys, exported, tmp_path):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(exported.checkpoint_path, "numpy") as stored:
+        metadata = stored.metadata()
+        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    weights["classify.weight"] = weights["classify.weight"][:, :-1].copy()
+    save_file(weights, tmp_path / "other.safetensors", metadata)
+    out = tmp_path / "bundle"
+    line = fails(capsys, "export", tmp_path / "other.safetensors", "--backbone", exported.backbone_path, "--out", out)
+    assert "classify.weight is [1, 31], expected [1, 32]" in line
+    assert not out.exists()
+
+
+def test_checkpoint_of_another_backbone(capsys, exported, tmp_path):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(exported.backbone_path, "numpy") as stored:
+        metadata = stored.metadata()
+        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    weights["vision.cls_token"] = weights["vision.cls_token"] + 1
+    save_file(weights, tmp_path / "backbone.safetensors", metadata)
+    out = tmp_path / "bundle"
+    line = fails(
+        capsys, "export", exported.checkpoint_path, "--backbone", tmp_path / "backbone.safetensors", "--out", out
+    )
+    assert "disagree on backbone_sha256" in line
+    assert not out.exists()
+
+
+@pytest.fixture
+def dataset(exported, tmp_path) -> Path:
+    """Two videos with features and one query each, in both splits."""
+    from sdst_runtime.contracts import TextFeatures, VideoFeatures
+    from sdst_runtime.data.features import (
+        text_feature_path,
+        video_feature_path,
+        write_text_features,
+        write_video_features,
+    )
+    from sdst_runtime.files import write_jsonl
+    from sdst_train.loop.checkpoint import load_checkpoint
+
+    spec = load_checkpoint(exported.checkpoint_path).spec
+    rng, root, rows = np.random.default_rng(0), tmp_path / "data", []
+    for qid, vid in enumerate("ab"):
+        query = f"query {vid}"
+        video = VideoFeatures(rng.normal(size=(9, 2, 12)).astype(np.float32), 9.0, spec)
+        write_video_features(video_feature_path(root / "features", vid), video)
+        text = TextFeatures(rng.normal(size=(2, 4, 16)).astype(np.float32), query, spec)
+        write_text_features(text_feature_path(root / "features", query), text)
+        row = {"qid": qid, "query": query, "vid": vid, "duration": 9.0, "relevant_windows": [[2.0, 5.0]]}
+        rows.append({**row, "relevant_clip_ids": [2, 3, 4], "saliency_scores": [[2, 3, 4]] * 3})
+    write_jsonl(root / "all.jsonl", rows)
+    files = {"root": str(root), "train": "all.jsonl", "val": "all.jsonl", "test": "", "clip_s": 1.0}
+    (root / "config.json").write_text(json.dumps({"epochs": 1, "batch_size": 2, "device": "cpu", "data": files}))
+    return root
+
+
+SMALL = ("--model.width", 16, "--model.heads", 2, "--model.layers", 2, "--model.queries", 3)
+
+
+def test_train_then_export_then_ground(capsys, dataset, exported, video, tmp_path):
+    code, out, err = run(capsys, "train", dataset / "config.json", "--out", tmp_path / "run", *SMALL)
+    assert code == 0, err
+    assert "best.safetensors: epoch 1" in out
+    checkpoint = tmp_path / "run" / "best.safetensors"
+    bundle = tmp_path / "bundle"
+    command = ("export", checkpoint, "--backbone", exported.backbone_path, "--out", bundle, "--precision", "fp16")
+    code, out, err = run(capsys, *command)
+    assert (code, out.strip()) == (0, str(bundle)), err
+    stated = {name: open_session(bundle / f"{name}.onnx").metadata["sdst.precision"] for name in MODELS}
+    assert stated == dict.fromkeys(MODELS, "fp16")
+    code, out, _ = run(capsys, "ground", video, QUERY, "--bundle", bundle, "--json")
+    assert len(json.loads(out)["results"][0]["moments"]) == 3
+
+
+def test_train_on_features_of_another_contract(capsys, dataset, tmp_path):
+    from dataclasses import replace
+
+    from sdst_runtime.data.features import read_video_features, video_feature_path, write_video_features
+
+    path = video_feature_path(dataset / "features", "b")
+    video = read_video_features(path)
+    write_video_features(path, replace(video, spec=replace(video.spec, clip_s=2.0)))
+    line = fails(capsys, "train", dataset / "config.json", "--out", tmp_path / "run", *SMALL)
+    assert "disagree on clip_s" in line
+    assert "has 2.0" in line
+    assert "needs 1.0" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_on_nan_features(capsys, dataset, tmp_path):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = next((dataset / "features" / "text").iterdir())
+    with safe_open(path, "numpy") as stored:
+        metadata, features = stored.metadata(), stored.get_tensor("features")
+    features[0, 1, 2] = np.nan
+    save_file({"features": features}, path, metadata)
+    code, _, err = run(capsys, "train", dataset / "config.json", "--out", tmp_path / "run", *SMALL)
+    line = err.strip().splitlines()[-1]
+    assert code == 2
+    assert "contains NaN or infinity" in line
+    assert path.name in line
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+def score_files(folder: Path, **changes) -> tuple[Path, Path]:
+    """Two queries: the first moment is right for one of them. `changes` overwrite the first prediction."""
+    from sdst_runtime.files import write_jsonl
+
+    truth = {"query": "q", "duration": 20, "relevant_clip_ids": [1, 2], "saliency_scores": [[4, 4, 4], [2, 3, 4]]}
+    annotations = [{"qid": i, "vid": f"v{i}", "relevant_windows": [[2, 6]], **truth} for i in range(2)]
+    saliency = [0.0, 0.9, 0.5, *[0.1] * 7]
+    row = {
+        "qid": 0,
+        "vid": "v0",
+        "query": "q",
+        "pred_relevant_windows": [[2, 6, 0.9]],
+        "pred_saliency_scores": saliency,
+    }
+    missed = {**row, "qid": 1, "vid": "v1", "pred_relevant_windows": [[8, 12, 0.5], [2, 5, 0.4]]}
+    write_jsonl(folder / "predictions.jsonl", [row | changes, missed])
+    write_jsonl(folder / "truth.jsonl", annotations)
+    return folder / "predictions.jsonl", folder / "truth.jsonl"
+
+
+def test_score_prints_and_writes_the_same(capsys, tmp_path):
+    files = score_files(tmp_path)
+    code, out, err = run(capsys, "score", *files, "--output", tmp_path / "new" / "metrics.json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result == json.loads((tmp_path / "new" / "metrics.json").read_text())
+    assert next(iter(result)) == "brief"
+    assert result["brief"]["MR-full-R1@0.5"] == 50.0
+    assert result["brief"]["MR-full-mAP@0.5"] == 75.0
+    assert result["brief"]["HL-min-VeryGood-Hit1"] == 100.0
+    assert "moments" not in result
+
+
+def test_score_on_request(capsys, tmp_path):
+    code, out, _ = run(capsys, "score", *score_files(tmp_path), "--moments", "--unrounded")
+    result = json.loads(out)
+    assert code == 0
+    assert result["moments"]["R1@0.5"] == 50.0
+    assert result["moments"]["R5@0.7"] == 100.0
+    assert result["moments"]["mIoU"] == 50.0
+
+
+def test_score_names_the_query_that_is_wrong(capsys, tmp_path):
+    assert "qid 0" in fails(capsys, "score", *score_files(tmp_path, pred_relevant_windows=[[2, float("nan"), 1]]))
+    predictions, truth = score_files(tmp_path)
+    predictions.write_text(predictions.read_text().splitlines()[0] + "\n")
+    line = fails(capsys, "score", predictions, truth, "--output", tmp_path / "metrics.json")
+    assert "1" in line
+    assert not (tmp_path / "metrics.json").exists()
+    assert "cannot read" in fails(capsys, "score", tmp_path / "none.jsonl", truth)
+
+
+def test_unknown_verb_and_bad_numbers(capsys, tmp_path):
+    assert "unknown command 'grond': expected one of ground," in fails(capsys, "grond")
+    line = fails(capsys, "demo", "--out", tmp_path / "out", "--val-videos", 1)
+    assert "two held-out videos" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_error_is_exit_code_2(capsys, exported, video):
+    code, _, err = run(capsys, "ground", video, QUERY)
+    assert code == 2
+    assert "--bundle" in err
