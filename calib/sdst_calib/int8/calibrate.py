@@ -8,7 +8,6 @@ search runs, and after one that failed, sensitivity.json holds what each layer c
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import onnx
 from sdst_export.keep import NOTHING_KEPT, Keep
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import Sample
+from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import copy_file, make_directory, remove, write_json
 from sdst_runtime.grounding.bundle import DATA_SUFFIX, EXPORT_REPORT, MANIFEST, TOKENIZER, Bundle, write_manifest
@@ -282,8 +282,7 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
     write_json(out / REPORT, dataclasses.asdict(report))
     remove(out / EXPORT_REPORT)  # it would account for other graphs
     remove(out / SENSITIVITY)  # int8.json has it
-    version = importlib.metadata.version("sdst")
-    write_manifest(out, bundle.manifest.spec, dict(bundle.manifest.models), version, [REPORT])
+    write_manifest(out, bundle.manifest.spec, dict(bundle.manifest.models), own_version(), [REPORT])
 
 
 def _copy_model(source: Path, target: Path) -> None:
