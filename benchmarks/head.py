@@ -25,7 +25,7 @@ from sdst_export.half import Precision
 from sdst_export.head import export_head, export_projection
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.data.dataset import pad_inputs
-from sdst_runtime.sessions.base import HeadSession, open_session
+from sdst_runtime.sessions.base import GroundingModel, open_session
 from sdst_train.config import ModelConfig, TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.model.sdst import SDST
@@ -70,7 +70,7 @@ def main(
     report(title, interleave(variants, seconds=seconds), versions=versions, output=output)
 
 
-def open_head(trained: Checkpoint, precision: Precision, threads: int) -> HeadSession:
+def open_head(trained: Checkpoint, precision: Precision, threads: int) -> GroundingModel:
     """Export both models and open them."""
     with tempfile.TemporaryDirectory() as folder:
         sessions = []
@@ -78,10 +78,10 @@ def open_head(trained: Checkpoint, precision: Precision, threads: int) -> HeadSe
             path = Path(folder) / f"{name}.onnx"
             save_model(export(trained, precision), path)
             sessions.append(open_session(path, threads))
-    return HeadSession(*sessions)
+    return GroundingModel(*sessions)
 
 
-def calls(head: HeadSession, inputs: dict[str, np.ndarray]):
+def calls(head: GroundingModel, inputs: dict[str, np.ndarray]):
     """A run of all, and a run of the head on what the projection gave."""
     projected = head.projection.run({name: inputs[name][:1] for name in ("video", "video_mask")})["projected"]
     given = {name: inputs[name] for name in ("video_mask", "text", "text_mask")}

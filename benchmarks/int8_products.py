@@ -21,7 +21,7 @@ from sdst.eval import data_of, load_samples, open_head
 from sdst_calib.feeds import spread
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.sessions.base import HEAD_MODELS
+from sdst_runtime.sessions.base import GROUNDING_MODELS
 from sdst_runtime.sessions.int8_products import products_are_exact
 
 
@@ -41,7 +41,7 @@ def main(
     files = Bundle.open(int8)
     exact = [_exact(files, one) for one in inputs]
     floats = "" if products_are_exact() else ", which would saturate: computed in float"
-    with Bundle.open(fp32).head(1) as single, files.head(1) as eight:
+    with Bundle.open(fp32).grounding_model(1) as single, files.grounding_model(1) as eight:
         table = Table(
             "output", "of exact Q/DQ", "of fp32", title=f"relative error of int8{floats}, {len(inputs)} queries"
         )
@@ -58,7 +58,7 @@ def _exact(bundle: Bundle, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarra
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     values = dict(inputs)
-    for model in HEAD_MODELS:
+    for model in GROUNDING_MODELS:
         session = ort.InferenceSession(str(bundle.path(model)), options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_outputs()]
         found = session.run(names, {value.name: values[value.name] for value in session.get_inputs()})

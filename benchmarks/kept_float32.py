@@ -26,7 +26,7 @@ from sdst_calib.parity.measure import Candidate, measure_parity
 from sdst_calib.parity.tolerances import Tolerances
 from sdst_calib.taps import open_graph
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.sessions.base import HeadSession, open_session
+from sdst_runtime.sessions.base import GroundingModel, open_session
 
 COORDINATES = r"sparse\.sample\.(endpoints|context) .*|sparse(\.span\.4)? .*"
 PARTS = {  # part -> model, and what "module operator" of its tensors match; no module: an operator outside all
@@ -75,7 +75,7 @@ def main(
 
 
 @contextmanager
-def rounded_head(bundle: Bundle, part: str) -> Iterator[tuple[HeadSession, int]]:
+def rounded_head(bundle: Bundle, part: str) -> Iterator[tuple[GroundingModel, int]]:
     """The head with the part's float32 tensors rounded to half, and how many they are."""
     model_name, pattern = PARTS[part]
     model, rounded = onnx.load(bundle.path(model_name)), 0
@@ -99,7 +99,7 @@ def rounded_head(bundle: Bundle, part: str) -> Iterator[tuple[HeadSession, int]]
         changed = Path(folder) / f"{model_name}.onnx"
         onnx.save(model, changed)
         paths = {name: bundle.path(name) for name in ("projection", "head")} | {model_name: changed}
-        with HeadSession(*(open_session(path) for path in paths.values())) as session:
+        with GroundingModel(*(open_session(path) for path in paths.values())) as session:
             yield session, rounded
 
 

@@ -118,7 +118,9 @@ def in_one_piece(grounder: Grounder, video: VideoFeatures, query: str) -> dict[s
     ids, text_mask = grounder.tokenizer.encode_batch([query], grounder.spec.max_tokens)
     text = grounder.text.run({"token_ids": ids, "token_mask": text_mask})["features"]
     mask = np.ones((1, len(video.features)), bool)
-    return grounder.head.run({"video": video.features[None], "video_mask": mask, "text": text, "text_mask": text_mask})
+    return grounder.grounding_model.run(
+        {"video": video.features[None], "video_mask": mask, "text": text, "text_mask": text_mask}
+    )
 
 
 def fit(size: int, medians: dict[str, float]) -> tuple[float, float, float]:

@@ -92,7 +92,7 @@ def open_head(model: Path, threads: int | None = None) -> Head:
     """
     if (model / MANIFEST).is_file():
         bundle = Bundle.open(model)
-        return Head(bundle.head(threads), bundle.manifest.spec, None)
+        return Head(bundle.grounding_model(threads), bundle.manifest.spec, None)
     if model.is_dir() and not (model / BEST).is_file():
         raise InputError(f"{model}: expected a bundle ({MANIFEST}) or a run ({BEST}) in it, found neither")
     return _open_checkpoint(model / BEST if model.is_dir() else model, threads)

@@ -22,7 +22,7 @@ from sdst_runtime.errors import ContractError, InputError, PartialFailure
 from sdst_runtime.files import make_directory, write_json
 from sdst_runtime.grounding.bundle import MANIFEST, Bundle
 from sdst_runtime.machine import machine_facts
-from sdst_runtime.sessions.base import HEAD_MODELS
+from sdst_runtime.sessions.base import GROUNDING_MODELS
 
 from .eval import BEST, Flag, Head, SplitName, data_of, has_windows, load_samples, open_head
 from .progress import counted
@@ -182,7 +182,7 @@ def _spread(samples: Sequence[Sample]) -> list[Sample]:
 
 def _graphs_of(bundle: Path) -> dict[str, Path]:
     opened = Bundle.open(bundle)
-    return {graph: opened.path(graph) for graph in HEAD_MODELS}
+    return {graph: opened.path(graph) for graph in GROUNDING_MODELS}
 
 
 def _scripted(models: _Models) -> list[ScriptedBundle]:
@@ -221,7 +221,7 @@ def _reference_graphs(path: Path) -> Iterator[dict[str, Path]]:
 
     checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
     with TemporaryDirectory() as folder:
-        graphs = {graph: Path(folder) / f"{graph}.onnx" for graph in HEAD_MODELS}
+        graphs = {graph: Path(folder) / f"{graph}.onnx" for graph in GROUNDING_MODELS}
         save_model(export_projection(checkpoint), graphs["projection"])
         save_model(export_head(checkpoint), graphs["head"])
         yield graphs

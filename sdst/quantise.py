@@ -13,7 +13,7 @@ from sdst_calib.int8.calibrate import Int8Options, Int8Report, Queries, calibrat
 from sdst_calib.int8.scales import Method
 from sdst_export.keep import NOTHING_KEPT, read_keep
 from sdst_runtime.errors import InputError
-from sdst_runtime.sessions.base import HEAD_MODELS
+from sdst_runtime.sessions.base import GROUNDING_MODELS
 
 from .eval import Head, SplitName, data_of, has_windows, load_samples
 from .features import find_videos
@@ -31,7 +31,7 @@ def int8(
     split: SplitName = "val",
     queries: int = 256,
     method: Method = "mse",
-    models: str = ",".join(HEAD_MODELS),
+    models: str = ",".join(GROUNDING_MODELS),
     budget: float | None = None,
     exclude: Path | None = None,
     threads: int | None = None,
@@ -56,7 +56,7 @@ def int8(
     named = tuple(name.strip() for name in models.split(","))
     options = Int8Options(method, named, budget, NOTHING_KEPT if exclude is None else read_keep(exclude))
     source = open_source(bundle, out)
-    head = Head(source.head(threads), source.manifest.spec, None)
+    head = Head(source.grounding_model(threads), source.manifest.spec, None)
     chosen = data_of(head, data, root)
     calibration = spread(load_samples(head, chosen, calibrate_on), queries)
     measured = load_samples(head, chosen, split)

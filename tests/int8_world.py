@@ -80,7 +80,7 @@ def random_samples(spec: FeatureSpec, count: int) -> list[Sample]:
 
 
 def answered(bundle: Bundle, samples: list[Sample]) -> list[Sample]:
-    with bundle.head(1) as head:
+    with bundle.grounding_model(1) as head:
         rows = predict(head, samples, bundle.manifest.spec.clip_s)
     found = []
     for sample, row in zip(samples, rows, strict=True):

@@ -99,7 +99,7 @@ def demo(
         bundle = export_bundle(checkpoint, backbone, out / "bundle", stages.say)
 
     with stages.timed("compare"):
-        onnx_head = bundle.head()
+        onnx_head = bundle.grounding_model()
         errors = max_abs_error(torch_head, onnx_head, head_batches(val_samples))
         onnx_metrics = measure(onnx_head, val_samples)
 

@@ -99,7 +99,7 @@ def test_axes_are_named_and_no_path_of_this_machine_travels(head, exported):
 @pytest.mark.parametrize(("B", "T", "L"), [(1, 1, 1), (1, 75, 20), (4, 13, 6), (3, 2, 24), (2, 200, 3)])
 def test_head_equals_torch(exported, B, T, L):
     checkpoint = load_checkpoint(exported.checkpoint_path)
-    onnx_head = Bundle.open(exported.directory).head()
+    onnx_head = Bundle.open(exported.directory).grounding_model()
     errors = max_abs_error(TorchSession(checkpoint.model), onnx_head, [head_inputs(checkpoint.spec, B, T, L)])
     assert errors.keys() == {"spans", "scores", "saliency"}
     assert max(errors.values()) < 1e-4
@@ -148,7 +148,7 @@ def test_a_graph_that_lost_a_node_is_refused(head):
 
 
 def test_session_names_what_is_wrong_with_its_inputs(exported):
-    session = Bundle.open(exported.directory).head()
+    session = Bundle.open(exported.directory).grounding_model()
     spec = load_checkpoint(exported.checkpoint_path).spec
     inputs = head_inputs(spec, 2, 5, 3)
     with pytest.raises(InputError, match=r"expected inputs .*'text_mask'.* got \['text'"):
@@ -173,7 +173,7 @@ def test_a_bundle_of_the_old_format_is_refused(exported, tmp_path):
 
 def test_one_projection_serves_many_sentences(exported):
     """The projection of one video, repeated, is what each of a batch would get."""
-    head, spec = Bundle.open(exported.directory).head(), load_checkpoint(exported.checkpoint_path).spec
+    head, spec = Bundle.open(exported.directory).grounding_model(), load_checkpoint(exported.checkpoint_path).spec
     inputs = head_inputs(spec, 3, 40, 6)
     for name in ("video", "video_mask"):
         inputs[name] = np.repeat(inputs[name][:1], 3, axis=0)

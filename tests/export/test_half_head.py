@@ -21,7 +21,7 @@ from sdst_export.half import half_head
 from sdst_export.head import export_head, export_projection
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.errors import ContractError
-from sdst_runtime.sessions.base import HeadSession, open_session
+from sdst_runtime.sessions.base import GroundingModel, open_session
 from sdst_train.config import TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.model.sdst import SDST
@@ -55,8 +55,8 @@ def files(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def onnx_head(files) -> HeadSession:
-    return HeadSession(*(open_session(files / f"{name}.onnx", 1) for name in ("projection", "head")))
+def onnx_head(files) -> GroundingModel:
+    return GroundingModel(*(open_session(files / f"{name}.onnx", 1) for name in ("projection", "head")))
 
 
 def ragged(clips: list[int], tokens: list[int], seed: int = 0, scale: float = 1.0) -> dict[str, np.ndarray]:
@@ -161,4 +161,4 @@ def test_other_heads_in_half(trained, change):
 def test_parts_of_two_exports_are_refused(files, exported):
     projection = open_session(exported.directory / "projection.onnx", 1)
     with pytest.raises(ContractError, match=r"projection gives float32 \[B, T, 2, 32\], the head takes float16"):
-        HeadSession(projection, open_session(files / "head.onnx", 1))
+        GroundingModel(projection, open_session(files / "head.onnx", 1))

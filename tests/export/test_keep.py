@@ -26,7 +26,7 @@ from sdst_export.report.casts import KEPT_CAST, UNEXPLAINED, cast_groups
 from sdst_export.report.export_report import ExportReport, read_report
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.grounding.bundle import MODELS, Bundle
-from sdst_runtime.sessions.base import HeadSession, open_session
+from sdst_runtime.sessions.base import GroundingModel, open_session
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.model.torch_session import TorchSession
@@ -120,7 +120,7 @@ def test_the_bundle_runs_and_is_near_float32(kept, exported):
     feed = {"video": rng.standard_normal((3, 30, 2, 12), np.float32), "video_mask": np.ones((3, 30), bool)}
     feed |= {"text": rng.standard_normal((3, 2, 8, 16), np.float32), "text_mask": np.ones((3, 8), bool)}
     heads = [
-        HeadSession(*(open_session(directory / f"{name}.onnx", 1) for name in ("projection", "head")))
+        GroundingModel(*(open_session(directory / f"{name}.onnx", 1) for name in ("projection", "head")))
         for directory in (exported.directory, kept.directory)
     ]
     exact, got = (head.run(feed) for head in heads)

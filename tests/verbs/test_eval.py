@@ -171,7 +171,7 @@ def test_postprocessing_reaches_the_predictions(capsys, world, tmp_path):
 
 def test_predict_takes_the_last_layers_and_tells_how_far_it_is(world):
     data = DataConfig(root=str(world.root), train="", val="val.jsonl", test="", clip_s=1.0)
-    samples, head = load_split(data, "val").samples, Bundle.open(world.bundle).head()
+    samples, head = load_split(data, "val").samples, Bundle.open(world.bundle).grounding_model()
     done = []
     rows = predict(head, samples, 1.0, batch_size=5, layers=2, on_done=lambda *counts: done.append(counts))
 

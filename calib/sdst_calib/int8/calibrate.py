@@ -24,7 +24,7 @@ from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import copy_file, make_directory, remove, write_json
 from sdst_runtime.grounding.bundle import DATA_SUFFIX, EXPORT_REPORT, MANIFEST, TOKENIZER, Bundle, write_manifest
-from sdst_runtime.sessions.base import HEAD_MODELS
+from sdst_runtime.sessions.base import GROUNDING_MODELS
 
 from ..feeds import QueryFeeds, files_sha256
 from .collect import require_real, tensor_scales
@@ -55,7 +55,7 @@ class Int8Options:
     """What to quantise, and how."""
 
     method: Method = "mse"
-    models: tuple[str, ...] = HEAD_MODELS  # of vision, text, projection, head
+    models: tuple[str, ...] = GROUNDING_MODELS  # of vision, text, projection, head
     budget: float | None = None  # points that a metric may lose; None: all layers, nothing is searched
     exclude: Keep = field(default_factory=lambda: NOTHING_KEPT)  # modules that stay, beside the default ones
 
@@ -183,8 +183,8 @@ def _excluded(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], exclude: Ke
 
     Modules of a text or vision model that stays as it is are not looked up: a list of the audit may hold some.
     """
-    whole_head = [graphs[name] if name in graphs else _load(bundle, name) for name in HEAD_MODELS]
-    in_head = within(whole_head, [name for model in HEAD_MODELS for name in exclude.get(model, ())])
+    whole_head = [graphs[name] if name in graphs else _load(bundle, name) for name in GROUNDING_MODELS]
+    in_head = within(whole_head, [name for model in GROUNDING_MODELS for name in exclude.get(model, ())])
     towers = {name: within([graphs[name]], exclude.get(name, ())) for name in ("vision", "text") if name in graphs}
     return {**towers, "projection": in_head, "head": in_head}
 

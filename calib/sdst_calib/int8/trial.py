@@ -23,7 +23,7 @@ from sdst_runtime.grounding.bundle import TOKENIZER, Bundle
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.grounding.tokenizer import Tokenizer
 from sdst_runtime.metrics.score import score
-from sdst_runtime.sessions.base import HEAD_MODELS, HeadSession, Session, TensorInfo, open_session
+from sdst_runtime.sessions.base import GROUNDING_MODELS, GroundingModel, Session, TensorInfo, open_session
 
 from ..parity.task import CHECKED
 from ..taps import Feeds
@@ -75,9 +75,9 @@ class Trial:
         layers, spec = list(layers), self._bundle.manifest.spec
         samples = self._encoded(modules("text", layers)) if "text" in self._graphs else self._samples
         with TemporaryDirectory() as folder:
-            paths = [self._file(name, modules(name, layers), Path(folder)) for name in HEAD_MODELS]
+            paths = [self._file(name, modules(name, layers), Path(folder)) for name in GROUNDING_MODELS]
             projection, head = (open_session(path, self._threads) for path in paths)
-            with _Recorder(HeadSession(projection, head)) as recorder:
+            with _Recorder(GroundingModel(projection, head)) as recorder:
                 rows = predict(recorder, samples, spec.clip_s, layers=spec.layers)
         brief = score(rows, samples, self._data, rounded=False)["brief"]
         return Answers({name: brief[name] for name in CHECKED[self._data.metrics]}, recorder.answered)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdst_runtime.errors import InputError
-from sdst_runtime.sessions.base import HEAD_MODELS, open_session
+from sdst_runtime.sessions.base import GROUNDING_MODELS, open_session
 
 from ..audit.compare import compare_graphs
 from ..taps import Feeds, Inputs, open_graph
@@ -44,7 +44,7 @@ class LayerReport:
         return layer.snr_db is None or not layer.snr_db >= self.least_snr_db
 
 
-Graphs = Mapping[str, Path]  # of HEAD_MODELS to ONNX files
+Graphs = Mapping[str, Path]  # of GROUNDING_MODELS to ONNX files
 
 
 def compare_layers(
@@ -64,7 +64,7 @@ def compare_layers(
     feeds = _feeds(reference["projection"], queries)
     layers: list[LayerError] = []
     unmatched: list[str] = []
-    for done, name in enumerate(HEAD_MODELS, 1):
+    for done, name in enumerate(GROUNDING_MODELS, 1):
         ours, theirs = open_graph(reference[name]), open_graph(other[name])
         twins = {tap.key: tap for tap in theirs.taps}
         compared = compare_graphs(name, ours, theirs, feeds[name])
@@ -74,7 +74,7 @@ def compare_layers(
             layers.append(
                 LayerError(name, len(layers), twin.node, twin.operator, twin.tensor, tensor.max_error, tensor.snr_db)
             )
-        on_done(done, len(HEAD_MODELS))
+        on_done(done, len(GROUNDING_MODELS))
     report = LayerReport(least_snr_db, None, layers, unmatched)
     return replace(report, first=next(filter(report.beyond, layers), None))
 

@@ -18,7 +18,7 @@ from polygraphy.json import to_json
 
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import atomic_files, write_text
-from sdst_runtime.sessions.base import HEAD_MODELS, Session
+from sdst_runtime.sessions.base import GROUNDING_MODELS, Session
 
 from .layers import require_onnx
 
@@ -28,7 +28,7 @@ class ScriptedBundle:
     """A bundle as the script runs it."""
 
     name: str
-    graphs: Mapping[str, Path]  # of HEAD_MODELS to ONNX files
+    graphs: Mapping[str, Path]  # of GROUNDING_MODELS to ONNX files
     max_abs: float  # that the script allows, of any output
 
 
@@ -67,7 +67,7 @@ def require_script(path: Path, bundles: Sequence[ScriptedBundle]) -> None:
 def _script(folder: Path, bundles: Sequence[ScriptedBundle]) -> str:
     rows = []
     for bundle in bundles:
-        graphs = tuple(_relative(bundle.graphs[graph], folder) for graph in HEAD_MODELS)
+        graphs = tuple(_relative(bundle.graphs[graph], folder) for graph in GROUNDING_MODELS)
         rows.append(f"    ({bundle.name!r}, {graphs!r}, {bundle.max_abs!r}),\n")
     return _TEMPLATE.replace("@BUNDLES@", "".join(rows))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.sessions.base import HEAD_MODELS, HeadSession, Session
+from sdst_runtime.sessions.base import GROUNDING_MODELS, GroundingModel, Session
 
 from .decisions import Decisions
 from .task import CHECKED, Metric
@@ -84,10 +84,10 @@ def precision_of(session: Session, source: Path) -> str:
 
     Raises ContractError, naming `source`, where either states none that has tolerances.
     """
-    if not isinstance(session, HeadSession):
+    if not isinstance(session, GroundingModel):
         return "torch"
     stated = [model.metadata.get("sdst.precision", "") for model in (session.projection, session.head)]
-    for name, precision in zip(HEAD_MODELS, stated, strict=True):
+    for name, precision in zip(GROUNDING_MODELS, stated, strict=True):
         if precision not in DEFAULTS:
             expected = ", ".join(DEFAULTS)
             raise ContractError(

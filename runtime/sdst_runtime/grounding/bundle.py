@@ -16,7 +16,7 @@ from typing import Any
 from ..contracts import FeatureSpec
 from ..errors import ContractError, InputError, first_fault
 from ..files import sha256_file, write_json
-from ..sessions.base import HeadSession, Session, open_session
+from ..sessions.base import GroundingModel, Session, open_session
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
@@ -80,9 +80,9 @@ class Bundle:
         )
         return session
 
-    def head(self, threads: int | None = None) -> HeadSession:
+    def grounding_model(self, threads: int | None = None) -> GroundingModel:
         """The projection and the head as one model. Raises ContractError when they do not belong together."""
-        return HeadSession(self.session("projection", threads), self.session("head", threads))
+        return GroundingModel(self.session("projection", threads), self.session("head", threads))
 
 
 def write_manifest(

@@ -74,11 +74,12 @@ class Grounder:
         self.bundle, self.spec = bundle, bundle.manifest.spec
         self.tokenizer = Tokenizer.from_file(bundle.directory / TOKENIZER)
         self.vision, self.text = (bundle.session(name, threads) for name in ("vision", "text"))
-        self.head = bundle.head(threads)
+        self.grounding_model = bundle.grounding_model(threads)
         self.timings = Timings()
-        self.most_rows = _limit(self.head.head, "sdst.max_batch", MOST_ROWS)
-        most_clips = _limit(self.head.head, "sdst.max_clips", MOST_CLIPS)
-        usual, longest = (_limit(self.head.head, f"sdst.{name}_clips", most_clips) for name in ("usual", "longest"))
+        head = self.grounding_model.head
+        self.most_rows = _limit(head, "sdst.max_batch", MOST_ROWS)
+        most_clips = _limit(head, "sdst.max_clips", MOST_CLIPS)
+        usual, longest = (_limit(head, f"sdst.{name}_clips", most_clips) for name in ("usual", "longest"))
         self.window_clips = max(min(usual, most_clips), SMALLEST) if window_clips is None else window_clips
         self.whole_clips = min(longest, most_clips) if window_clips is None else window_clips
         if self.window_clips > most_clips:
@@ -126,7 +127,7 @@ class Grounder:
             for some in batches([window.clips for window in windows], self.most_rows):
                 pieces = [features[window.start : window.stop] for window in windows[some]]
                 clips, mask = _padded([piece.astype(np.float32, copy=False) for piece in pieces])
-                projected.extend(self.head.projection.run({"video": clips, "video_mask": mask})[PROJECTED])
+                projected.extend(self.grounding_model.projection.run({"video": clips, "video_mask": mask})[PROJECTED])
         return EncodedVideo(
             video.features, video.duration_s, video.spec, windows, tuple(projected), self._projection_sha256,
             tuple(warnings), decoder=video.decoder,
@@ -165,7 +166,7 @@ class Grounder:
 
     def close(self) -> None:
         """Give back what the models hold; a second call does nothing."""
-        for session in (self.vision, self.text, self.head):
+        for session in (self.vision, self.text, self.grounding_model):
             session.close()
 
     def __enter__(self) -> Grounder:
@@ -200,7 +201,7 @@ class Grounder:
             with clock.stage("head"):
                 projected, video_mask = _padded([row.projected for row in batch])
                 inputs = {"video_mask": video_mask, "text": text[which], "text_mask": text_mask[which]}
-                outputs = self.head.head.run({PROJECTED: projected, **inputs})
+                outputs = self.grounding_model.head.run({PROJECTED: projected, **inputs})
             for row, answer in zip(batch, _decoded(outputs, batch, self.spec.clip_s)):
                 parts[row.question].append(answer)
         return [merge(question.video.windows, answers) for question, answers in zip(questions, parts)]

@@ -55,7 +55,7 @@ class Session(Protocol):
     def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
 
 
-class HeadSession:
+class GroundingModel:
     """The head behind one `run`: the projection of the video, then what follows for the sentence.
 
     Inputs video B T K V float32, video_mask B T bool, text B K L X float32, text_mask B L bool; outputs spans B M 2
@@ -86,7 +86,7 @@ class HeadSession:
         self.projection.close()
         self.head.close()
 
-    def __enter__(self) -> HeadSession:
+    def __enter__(self) -> GroundingModel:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -95,7 +95,7 @@ class HeadSession:
 
 HOST_CODE = "SDST_ENGINE_HOST_CODE"  # of the environment: "1" lets engines run code that they carry
 PROJECTED = "projected"  # B T K F, from the projection to the head
-HEAD_MODELS = ("projection", "head")  # of a bundle: what HeadSession runs, in this order
+GROUNDING_MODELS = ("projection", "head")  # of a bundle: what GroundingModel runs, in this order
 
 
 def require_inputs(model: str, expected: Mapping[str, TensorInfo], inputs: Mapping[str, np.ndarray]) -> None:

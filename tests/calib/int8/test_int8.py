@@ -75,7 +75,7 @@ def test_a_bundle_close_to_its_source(exported, world, tmp_path):
     }  # fmt: skip
     assert (out / "vision.onnx").read_bytes() == bundle.path("vision").read_bytes()
     inputs = pad_inputs([world.queries.measured[0].video], [world.queries.measured[0].text])
-    with written.head(1) as ours, bundle.head(1) as theirs:
+    with written.grounding_model(1) as ours, bundle.grounding_model(1) as theirs:
         assert ours.metadata["sdst.precision"] == "int8"
         assert ours.metadata["sdst.steps"] == "2"
         got, expected = ours.run(inputs), theirs.run(inputs)

@@ -20,7 +20,7 @@ from sdst_calib.parity.tolerances import DEFAULTS, Tolerances
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.errors import InputError
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.sessions.base import HEAD_MODELS
+from sdst_runtime.sessions.base import GROUNDING_MODELS
 from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.model.torch_session import TorchSession
 
@@ -32,7 +32,7 @@ def world(exported, exported_fp16, tmp_path_factory) -> World:
 
 
 def graphs(bundle: Path) -> dict[str, Path]:
-    return {graph: bundle / f"{graph}.onnx" for graph in HEAD_MODELS}
+    return {graph: bundle / f"{graph}.onnx" for graph in GROUNDING_MODELS}
 
 
 # ---------------------------------------------------------------- all levels
@@ -42,7 +42,7 @@ def test_fp32_and_fp16_against_torch(world):
     checkpoint = load_checkpoint(world.checkpoint)
     samples, spec = world.samples(), checkpoint.spec
     data = DataConfig(**json.loads(world.config.read_text())["data"])
-    with Bundle.open(world.fp32).head(1) as fp32, Bundle.open(world.fp16).head(1) as fp16:
+    with Bundle.open(world.fp32).grounding_model(1) as fp32, Bundle.open(world.fp16).grounding_model(1) as fp16:
         found = measure_parity(
             Candidate("torch", TorchSession(checkpoint.model), "torch", Tolerances()),
             [
@@ -81,7 +81,7 @@ def test_nan_is_beyond_every_tolerance(world, tmp_path):
     broken = changed_bundle(world.fp32, tmp_path / "nan", lambda graph: plant(graph, "classify", math.nan))
     spec = load_checkpoint(world.checkpoint).spec
     data = DataConfig(**json.loads(world.config.read_text())["data"])
-    with Bundle.open(world.fp32).head(1) as good, Bundle.open(broken).head(1) as bad:
+    with Bundle.open(world.fp32).grounding_model(1) as good, Bundle.open(broken).grounding_model(1) as bad:
         of = Candidate("good", good, "fp32", Tolerances()), Candidate("bad", bad, "fp32", DEFAULTS["fp32"])
         found = measure_parity(of[0], [of[1]], world.samples(), data, spec)
     (copy,) = found.candidates
@@ -97,7 +97,7 @@ def test_metrics_are_of_the_queries_with_windows(world):
     data = DataConfig(**json.loads(world.config.read_text())["data"])
     bare = {key: value for key, value in samples[3].row.items() if key != "relevant_windows"}
     some = [*samples[:3], dataclasses.replace(samples[3], row=bare), *samples[4:]]
-    with Bundle.open(world.fp32).head(1) as full, Bundle.open(world.fp16).head(1) as half:
+    with Bundle.open(world.fp32).grounding_model(1) as full, Bundle.open(world.fp16).grounding_model(1) as half:
         of = Candidate("full", full, "fp32", Tolerances()), Candidate("half", half, "fp16", Tolerances(points=100))
         found = measure_parity(of[0], [of[1]], some, data, spec)
         expected = measure_parity(of[0], [of[1]], [*samples[:3], *samples[4:]], data, spec)

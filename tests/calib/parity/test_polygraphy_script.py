@@ -25,7 +25,7 @@ from polygraphy.json import load_json
 from sdst_calib.parity.polygraphy_script import ScriptedBundle, write_polygraphy_script
 from sdst_runtime.errors import InputError
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.sessions.base import HEAD_MODELS, Session
+from sdst_runtime.sessions.base import GROUNDING_MODELS, Session
 
 DOCS = ROOT / "docs" / "polygraphy.md"
 ONLY = """
@@ -54,7 +54,7 @@ def inputs(seed: int, T: int = 9, L: int = 5) -> dict[str, np.ndarray]:
 
 
 def graphs(bundle: Path) -> dict[str, Path]:
-    return {graph: bundle / f"{graph}.onnx" for graph in HEAD_MODELS}
+    return {graph: bundle / f"{graph}.onnx" for graph in GROUNDING_MODELS}
 
 
 def run_alone(script: Path) -> subprocess.CompletedProcess[str]:
@@ -69,7 +69,7 @@ def test_the_script_needs_polygraphy_onnxruntime_and_numpy_only(exported, tmp_pa
     broken = changed_bundle(bundle, tmp_path / "broken", lambda graph: plant(graph, "classify", 2.0))
     script = tmp_path / "again" / "check.py"
     scripted = [ScriptedBundle("good", graphs(bundle), 1e-5), ScriptedBundle("bad", graphs(broken), 1e-5)]
-    with Bundle.open(bundle).head(1) as reference:
+    with Bundle.open(bundle).grounding_model(1) as reference:
         write_polygraphy_script(script, reference, scripted[:1], [inputs(0), inputs(1, 12, 4)])
         done = run_alone(script)
         assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ class Altered:
 
 def test_outputs_that_polygraphy_leaves_uncompared_are_beyond_the_limit(exported, tmp_path):
     script = tmp_path / "check.py"
-    with Bundle.open(exported.directory).head(1) as reference:
+    with Bundle.open(exported.directory).grounding_model(1) as reference:
         scripted = [ScriptedBundle("x", graphs(exported.directory), 1e-5)]
         write_polygraphy_script(script, Altered(reference), scripted, [inputs(0)])
     done = run_alone(script)
@@ -120,7 +120,7 @@ def test_outputs_that_polygraphy_leaves_uncompared_are_beyond_the_limit(exported
 def test_the_script_runs_onnx_graphs_only(exported, tmp_path):
     plan = {**graphs(exported.directory), "head": tmp_path / "head.plan"}
     with (
-        Bundle.open(exported.directory).head(1) as reference,
+        Bundle.open(exported.directory).grounding_model(1) as reference,
         pytest.raises(InputError, match=r"head\.plan: the script"),
     ):
         write_polygraphy_script(tmp_path / "check.py", reference, [ScriptedBundle("x", plan, 1.0)], [inputs(0)])
@@ -129,7 +129,7 @@ def test_the_script_runs_onnx_graphs_only(exported, tmp_path):
 
 def test_a_name_with_quotes_and_braces_is_a_script_too(exported, tmp_path):
     script = tmp_path / """it's "a" {x}.v2.py"""
-    with Bundle.open(exported.directory).head(1) as reference:
+    with Bundle.open(exported.directory).grounding_model(1) as reference:
         bundle = ScriptedBundle('it\'s "a" {y}', graphs(exported.directory), 1e-5)
         write_polygraphy_script(script, reference, [bundle], [inputs(0)])
     done = run_alone(script)
@@ -143,7 +143,7 @@ def test_a_name_with_quotes_and_braces_is_a_script_too(exported, tmp_path):
 def test_what_is_no_name_of_a_script_is_refused(exported, tmp_path, name, got):
     (tmp_path / "folder.py").mkdir()
     with (
-        Bundle.open(exported.directory).head(1) as reference,
+        Bundle.open(exported.directory).grounding_model(1) as reference,
         pytest.raises(InputError, match=f"ends in .py, got .*{re.escape(got)}"),
     ):
         write_polygraphy_script(tmp_path / name, reference, [], [inputs(0)])
@@ -153,7 +153,10 @@ def test_what_is_no_name_of_a_script_is_refused(exported, tmp_path, name, got):
 def test_no_script_without_its_inputs(exported, tmp_path):
     (tmp_path / "check.inputs.json").mkdir()
     bundle = ScriptedBundle("x", graphs(exported.directory), 1.0)
-    with Bundle.open(exported.directory).head(1) as reference, pytest.raises(InputError, match="cannot write"):
+    with (
+        Bundle.open(exported.directory).grounding_model(1) as reference,
+        pytest.raises(InputError, match="cannot write"),
+    ):
         write_polygraphy_script(tmp_path / "check.py", reference, [bundle], [inputs(0)])
     assert [path.name for path in tmp_path.iterdir()] == ["check.inputs.json"]
 

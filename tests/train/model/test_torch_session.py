@@ -17,7 +17,7 @@ from sdst_calib.parity.measure import max_abs_error
 from sdst_export.serving import serving_model
 from sdst_runtime.errors import DeviceError, InputError
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.sessions.base import HeadSession, TensorInfo
+from sdst_runtime.sessions.base import GroundingModel, TensorInfo
 from sdst_train.config import ModelConfig
 from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.model.sdst import SDST
@@ -32,7 +32,7 @@ def model(exported) -> SDST:
     return load_checkpoint(exported.checkpoint_path).model
 
 
-def inputs_of(session: TorchSession | HeadSession, B: int = 3, T: int = 11, L: int = 6, seed: int = 0, K: int = 2):
+def inputs_of(session: TorchSession | GroundingModel, B: int = 3, T: int = 11, L: int = 6, seed: int = 0, K: int = 2):
     """Random inputs with ragged lengths."""
     rng, sizes = np.random.default_rng(seed), {"B": B, "T": T, "L": L, "K": K}
     made = {}
@@ -49,7 +49,7 @@ def inputs_of(session: TorchSession | HeadSession, B: int = 3, T: int = 11, L: i
 def test_two_halves_make_the_whole(model, precision):
     served = serving_model(model, CPU, precision)
     whole = TorchSession(served)
-    joined = HeadSession(TorchSession(served, "projection"), TorchSession(served, "head"))
+    joined = GroundingModel(TorchSession(served, "projection"), TorchSession(served, "head"))
     inputs = inputs_of(whole)
     expected, got = whole.run(inputs), joined.run(inputs)
     assert joined.projection.outputs["projected"].dtype == (np.float16 if precision == "fp16" else np.float32)
