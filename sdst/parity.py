@@ -216,14 +216,14 @@ def _reference_graphs(path: Path) -> Iterator[dict[str, Path]]:
         yield _graphs_of(path)
         return
     from sdst_export.graph import save_model
-    from sdst_export.head import export_head, export_projection
+    from sdst_export.models import export_head, export_projection, lower
     from sdst_train.loop.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
+    lowered = lower(load_checkpoint(path / BEST if path.is_dir() else path))
     with TemporaryDirectory() as folder:
         graphs = {graph: Path(folder) / f"{graph}.onnx" for graph in HEAD_MODELS}
-        save_model(export_projection(checkpoint), graphs["projection"])
-        save_model(export_head(checkpoint), graphs["head"])
+        save_model(export_projection(lowered), graphs["projection"])
+        save_model(export_head(lowered), graphs["head"])
         yield graphs
 
 
