@@ -22,7 +22,8 @@ from onnxscript import ir
 from rich.console import Console
 
 from sdst_export.graph import save_model
-from sdst_export.towers import Precision, export_vision
+from sdst_export.half import Precision
+from sdst_export.models import export_vision
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.sessions.base import open_session
 from sdst_train.backbone.text import TextConfig, TextEncoder

@@ -22,7 +22,7 @@ from timing import interleave, report
 
 from sdst_export.graph import save_model
 from sdst_export.half import Precision
-from sdst_export.head import export_head, export_projection
+from sdst_export.models import export_head, export_projection, lower
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.sessions.base import GroundingModel, open_session
@@ -73,10 +73,10 @@ def main(
 def open_head(trained: Checkpoint, precision: Precision, threads: int) -> GroundingModel:
     """Export both models and open them."""
     with tempfile.TemporaryDirectory() as folder:
-        sessions = []
+        lowered, sessions = lower(trained, precision), []
         for name, export in (("projection", export_projection), ("head", export_head)):
             path = Path(folder) / f"{name}.onnx"
-            save_model(export(trained, precision), path)
+            save_model(export(lowered), path)
             sessions.append(open_session(path, threads))
     return GroundingModel(*sessions)
 
@@ -84,9 +84,9 @@ def open_head(trained: Checkpoint, precision: Precision, threads: int) -> Ground
 def calls(head: GroundingModel, inputs: dict[str, np.ndarray]):
     """A run of all, and a run of the head on what the projection gave."""
     projected = head.projection.run({name: inputs[name][:1] for name in ("video", "video_mask")})["projected"]
-    given = {name: inputs[name] for name in ("video_mask", "text", "text_mask")}
-    given["projected"] = np.repeat(projected, len(inputs["text"]), axis=0)
-    return lambda: head.run(inputs), lambda: head.head.run(given)
+    head_inputs = {name: inputs[name] for name in ("video_mask", "text", "text_mask")}
+    head_inputs["projected"] = np.repeat(projected, len(inputs["text"]), axis=0)
+    return lambda: head.run(inputs), lambda: head.head.run(head_inputs)
 
 
 def random_checkpoint() -> Checkpoint:

@@ -11,7 +11,7 @@ from rich.console import Console
 from sdst_export.bundle import export_bundle
 from sdst_export.half import Precision
 from sdst_export.keep import NOTHING_KEPT, read_keep
-from sdst_export.report.export_report import read_report, report_table
+from sdst_export.report.export_report import report_table
 from sdst_runtime.errors import InputError
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.loop.checkpoint import load_checkpoint
@@ -38,6 +38,6 @@ def export(
         raise InputError("--keep-fp32: expected with --precision fp16, in fp32 all modules are; leave one of them out")
     keep = NOTHING_KEPT if keep_fp32 is None else read_keep(keep_fp32)
     trained, towers = load_checkpoint(checkpoint), load_backbone(backbone)
-    bundle = export_bundle(trained, towers, out, lambda line: print(line, file=sys.stderr), precision, keep)  # noqa: T201
-    Console(stderr=True).print(report_table(read_report(bundle.directory)))
+    bundle, report = export_bundle(trained, towers, out, lambda line: print(line, file=sys.stderr), precision, keep)  # noqa: T201
+    Console(stderr=True).print(report_table(report))
     print(bundle.directory)  # noqa: T201

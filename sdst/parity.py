@@ -12,11 +12,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdst_calib.parity.layers import LayerReport, compare_layers, require_onnx
+from sdst_calib.parity.layers import LayerReport, compare_layers
 from sdst_calib.parity.measure import Candidate, CandidateParity, Parity, inputs_of, measure_parity
 from sdst_calib.parity.page import as_json, write_page
 from sdst_calib.parity.polygraphy_script import ScriptedBundle, require_script, write_polygraphy_script
 from sdst_calib.parity.tolerances import DEFAULTS, Tolerances, precision_of
+from sdst_calib.taps import require_onnx
+from sdst_runtime.contracts import STEPS_KEY
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.errors import ContractError, InputError, PartialFailure
 from sdst_runtime.files import make_directory, write_json
@@ -154,7 +156,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _require_graphs(models: _Models) -> None:
     for path in models.paths.values():
         if _is_bundle(path):
-            require_onnx(_graphs_of(path), "--layers compares")
+            require_onnx(*_graphs_of(path).values())
 
 
 def _is_bundle(path: Path) -> bool:
@@ -165,10 +167,10 @@ def _steps_of(path: Path, head: Head) -> int:
     """K of a bundle's head or of a checkpoint."""
     if not _is_bundle(path):
         return head.spec.layers
-    told = head.session.metadata.get("sdst.steps", "")
+    told = head.session.metadata.get(STEPS_KEY, "")
     if not told.isdecimal():
         raise ContractError(
-            f"{path}: its head lacks the checkpoint's step count (sdst.steps is {told!r}); export the bundle again"
+            f"{path}: its head lacks the checkpoint's step count ({STEPS_KEY} is {told!r}); export the bundle again"
         )
     return int(told)
 
@@ -216,14 +218,14 @@ def _reference_graphs(path: Path) -> Iterator[dict[str, Path]]:
         yield _graphs_of(path)
         return
     from sdst_export.graph import save_model
-    from sdst_export.head import export_head, export_projection
+    from sdst_export.models import export_head, export_projection, lower
     from sdst_train.loop.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
+    lowered = lower(load_checkpoint(path / BEST if path.is_dir() else path))
     with TemporaryDirectory() as folder:
         graphs = {graph: Path(folder) / f"{graph}.onnx" for graph in GROUNDING_MODELS}
-        save_model(export_projection(checkpoint), graphs["projection"])
-        save_model(export_head(checkpoint), graphs["head"])
+        save_model(export_projection(lowered), graphs["projection"])
+        save_model(export_head(lowered), graphs["head"])
         yield graphs
 
 

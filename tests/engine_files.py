@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from host_device import HostDevice
 from mocked_tensorrt import EngineNode, EngineTensor, engine_bytes
-from rdsa_cases import RdsaCase, make_inputs, oracle
+from rdsa_cases import RdsaCase, make_inputs
 
 from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle
 from sdst_runtime.errors import SdstError
 from sdst_runtime.files import sha256_file
 from sdst_runtime.sessions.tensorrt import TensorRTSession
@@ -108,8 +109,8 @@ def engine_inputs(B: int, T: int, M: int, seed: int = 0) -> dict[str, np.ndarray
 
 def engine_oracle(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """What the engine answers, by the float64 oracle: B M F."""
-    hidden = oracle(inputs["value"], inputs["endpoints"], inputs["reference"], inputs["length"], H, P)
-    return oracle(hidden, inputs["endpoints_2"], inputs["reference"], inputs["length_2"], H, P)
+    hidden = rdsa_oracle(inputs["value"], inputs["endpoints"], inputs["reference"], inputs["length"], H, P)
+    return rdsa_oracle(hidden, inputs["endpoints_2"], inputs["reference"], inputs["length_2"], H, P)
 
 
 def message(call: Callable[[], Any]) -> str:

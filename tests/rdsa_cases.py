@@ -1,12 +1,10 @@
-"""One table of inputs for the op sdst::RDSA, and its float64 oracle. No torch here: every rung of the ladder uses it.
+"""One table of inputs for the op sdst::RDSA. No torch here: every rung of the ladder uses it, against `rdsa_oracle`.
 
 Shapes: B batch, T clips, M moments, F width, H heads, P points, E = 3 * 2 * H * P.
 Float32 cannot hold every input to 1e-5: the index of an end errs by T * 6e-8 clips, the offsets read there by that
 times their change from clip to clip, and the sample by that times half a moment's width in clips. White noise over
 2,048 clips makes this 0.3. So the offsets here change the less from clip to clip the longer the video is; the logits,
 read at the same rows, stay white noise and show a wrong row at any length. `tolerance` is what float32 then holds.
-The oracle is written from docs/method.md alone: linear interpolation as a sum over all valid clips of tent weights
-max(0, 1 - |clip - index|), which needs no floor, no neighbour and no gather.
 """
 
 from __future__ import annotations
@@ -91,48 +89,6 @@ def make_inputs(case: RdsaCase, seed: int = 0) -> dict[str, np.ndarray]:
         "reference": reference.astype(np.float32),
         "length": length.astype(np.int32),
     }
-
-
-def oracle(
-    value: np.ndarray, endpoints: np.ndarray, reference: np.ndarray, length: np.ndarray, num_heads: int,
-    num_points: int,
-) -> np.ndarray:  # fmt: skip
-    """What sdst::RDSA means, in float64: B M F."""
-    B, _, F = value.shape
-    H, P = num_heads, num_points
-    D = F // H
-    out = np.zeros((B, reference.shape[1], F))
-    for b in range(B):
-        n = int(length[b])
-        valid = value[b, :n].astype(np.float64)
-        index, weight = sampling(endpoints[b, :n], reference[b], num_heads, num_points)  # M H P each
-        for h in range(H):
-            for p in range(P):
-                sampled = _tents(index[:, h, p], n) @ valid[:, h * D : (h + 1) * D]
-                out[b, :, h * D : (h + 1) * D] += weight[:, h, p, None] * sampled
-    return out
-
-
-def sampling(
-    endpoints_nE: np.ndarray, reference_M2: np.ndarray, num_heads: int, num_points: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fractional clip indices and weights of the sampled points of one video of n clips: M H P each, float64."""
-    n = len(endpoints_nE)
-    rows = endpoints_nE.astype(np.float64).reshape(n, 3, 2, num_heads, num_points)
-    centre, width = reference_M2.astype(np.float64).T
-    predicted = 0
-    for end, position in enumerate((centre - width / 2, centre, centre + width / 2)):
-        index = np.clip(np.clip(position, 0, 1) * n - 0.5, 0, n - 1)
-        predicted = predicted + np.einsum("mt,tshp->mshp", _tents(index, n), rows[:, end])
-    offset, logit = np.moveaxis(np.asarray(predicted), 1, 0)
-    weight = np.exp(logit - logit.max(-1, keepdims=True))
-    location = centre[:, None, None] + offset * width[:, None, None] / 2
-    return location * n - 0.5, weight / weight.sum(-1, keepdims=True)
-
-
-def _tents(index_N: np.ndarray, n: int) -> np.ndarray:
-    """Weight of each of n clips in a linear interpolation at the indices, zero outside the video: N n."""
-    return np.maximum(0, 1 - np.abs(np.arange(n) - index_N[:, None]))
 
 
 def _lengths(case: RdsaCase, rng: np.random.Generator) -> np.ndarray:

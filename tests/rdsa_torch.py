@@ -9,8 +9,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from rdsa_cases import CASES, RdsaCase, make_inputs, oracle
+from rdsa_cases import CASES, RdsaCase, make_inputs
 from torch import Tensor
+
+from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle
 
 KINDS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16}
 MEDIUM_CASES = [case for case in CASES if case.T * case.M * case.B < 1e5]
@@ -20,7 +22,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, int, int]
 @cache
 def expected(case: RdsaCase) -> np.ndarray:
     """The oracle's result in float64, B M F."""
-    return oracle(**make_inputs(case), num_heads=case.H, num_points=case.P)
+    return rdsa_oracle(**make_inputs(case), num_heads=case.H, num_points=case.P)
 
 
 def torch_inputs(case: RdsaCase, kind: torch.dtype = torch.float32, device: str = "cpu") -> Inputs:
@@ -51,7 +53,7 @@ def require_close(out: Tensor, case: RdsaCase, kind: torch.dtype) -> None:
         return
     inputs = make_inputs(case)
     inputs["value"] = torch.from_numpy(inputs["value"]).to(kind).double().numpy()
-    rounded = torch.from_numpy(oracle(**inputs, num_heads=case.H, num_points=case.P)).to(kind).double().numpy()
+    rounded = torch.from_numpy(rdsa_oracle(**inputs, num_heads=case.H, num_points=case.P)).to(kind).double().numpy()
     unavoidable = np.abs(rounded - expected(case))
     assert error.max() <= 2 * unavoidable.max()
     assert error.mean() <= 1.1 * unavoidable.mean() + case.tolerance

@@ -96,7 +96,7 @@ def test_no_import_runs_against_the_arrows(room):
         "import sdst_train.model.sdst",
         "from sdst_train.model.sdst import SDST",
         "from sdst_train import model as m",
-        "import json, sdst_export.head as head",
+        "import json, sdst_export.models as models",
         "def late():\n    if True:\n        import sdst_train",
         "import importlib\nimportlib.import_module('sdst_train.model.sdst')",
         "__import__('sdst')",

@@ -1,4 +1,4 @@
-"""Real queries as the inputs of a bundle's models, one query at a time: without padding, which no range should hold.
+"""The inputs that real queries give each model of a bundle, one query at a time: no range should hold padding.
 
 What the head gets is what the float32 projection makes, so that a fault is seen in the graph that has it. The vision
 model takes frames, which a data set's features no longer hold: it is fed where the videos are named, with one clip a

@@ -1,4 +1,4 @@
-"""Every floating-point tensor of an ONNX file as an output, run by ONNX Runtime on a CPU.
+"""Makes every floating-point tensor of an ONNX file an output, a *tap*, and runs the file on ONNX Runtime's CPU.
 
 sdst::RDSA stays whole: its result is tapped, what its function computes inside is float32 in every bundle. Graph
 optimisations are off, so that nothing is fused away between two taps.
@@ -6,7 +6,7 @@ optimisations are off, so that nothing is fused away between two taps.
 On a CPU ONNX Runtime has few kernels for half. It computes the others in float32 and drops a pair of casts where two
 of them meet, so that a value of 1e5 passes through a half tensor unharmed, which it does on no GPU. So here two views
 stand behind every half tensor, for which there are kernels: what follows then reads what half can hold. And there are
-zeros for NaN and infinity where sdst::RDSA is told to look: as an index they would end the run that is to find them.
+zeros for NaN and infinity where sdst::RDSA looks: as an index they would end the run that is to find them.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ class Graph:
 
 def open_graph(path: Path) -> Graph:
     """Read an ONNX file. Raises InputError when it is none, is missing or does not parse."""
-    if path.suffix != ".onnx":
-        raise InputError(f"{path}: expected an ONNX file; give the bundle that the engines were built of")
+    require_onnx(path)
     onnx: Any = require_package("onnx", "export")
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -71,6 +70,13 @@ def open_graph(path: Path) -> Graph:
     return Graph(Path(path), model, tuple(_taps(model)), types, metadata)
 
 
+def require_onnx(*paths: Path) -> None:
+    """Raise InputError unless all are ONNX files; engines hold no graphs that could be tapped."""
+    for path in paths:
+        if path.suffix != ".onnx":
+            raise InputError(f"{path}: expected a file of ONNX graphs; give the bundle that the engines were built of")
+
+
 def run_tapped(graph: Graph, tensors: Sequence[str], feeds: Iterable[Inputs]) -> Iterator[dict]:
     """The values of `tensors` for each of `feeds`, float inputs cast to the graph's types.
 
@@ -79,9 +85,9 @@ def run_tapped(graph: Graph, tensors: Sequence[str], feeds: Iterable[Inputs]) ->
     session = _open(_tapped(graph, tensors), graph.path)
     names = list(graph.input_types)
     for inputs in feeds:
-        given = {name: np.asarray(inputs[name]).astype(graph.input_types[name], copy=False) for name in names}
+        typed = {name: np.asarray(inputs[name]).astype(graph.input_types[name], copy=False) for name in names}
         try:
-            values = session.run(list(tensors), given)
+            values = session.run(list(tensors), typed)
         except Exception as error:  # the binding raises many types that share no base
             raise InputError(f"{graph.path.name}: ONNX Runtime failed: {str(error).splitlines()[0]}") from error
         yield dict(zip(tensors, values, strict=True))
@@ -141,7 +147,7 @@ def _target(node: Any) -> int:
     return next(attribute.i for attribute in node.attribute if attribute.name == "to")
 
 
-# ---------------------------------------------------------------- making one that tells
+# ---------------------------------------------------------------- a graph with its taps as outputs
 
 
 def _tapped(graph: Graph, tensors: Sequence[str]) -> Any:

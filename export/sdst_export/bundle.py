@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sdst_runtime.contracts import FP16, FP32
 from sdst_runtime.distribution import own_version
 from sdst_runtime.files import make_directory, remove, write_text
 from sdst_runtime.grounding.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
@@ -14,10 +15,9 @@ from sdst_train.loop.checkpoint import Checkpoint
 from .errors import ExportError
 from .graph import save_model
 from .half import Precision, kept_modules
-from .head import export_head, export_projection, lowered
 from .keep import NOTHING_KEPT
-from .report.export_report import make_report, write_report
-from .towers import export_text, export_vision
+from .models import export_head, export_projection, export_text, export_vision, lower
+from .report.export_report import ExportReport, make_report, write_report
 
 
 def export_bundle(
@@ -25,11 +25,11 @@ def export_bundle(
     backbone: Backbone,
     out: Path,
     say: Callable[[str], None] = lambda line: None,
-    precision: Precision = "fp32",
+    precision: Precision = FP32,
     keep: Mapping[str, Sequence[str]] = NOTHING_KEPT,
-) -> Bundle:
+) -> tuple[Bundle, ExportReport]:
     """Write vision.onnx, text.onnx, projection.onnx, head.onnx, tokenizer.json, export.json (the
-    export report) and, last, bundle.json into `out`.
+    export report, which is returned too) and, last, bundle.json into `out`.
 
     All models are in `precision` (half.py says what that means); of an fp16 bundle the modules that `keep` names, by
     model, stay float32 (keep.py). Weights too large for an ONNX file go into a .data
@@ -46,18 +46,18 @@ def export_bundle(
         mend="give the backbone that made the features",
     )
     of_head = [*keep.get("projection", ()), *keep.get("head", ())]  # two parts of one model
-    if keep and precision != "fp16":
+    if keep and precision != FP16:
         raise ExportError(f"keep: expected modules of an fp16 bundle, got them with {precision}; leave them out")
     for model, names in ((backbone.vision, keep.get("vision", ())), (backbone.text, keep.get("text", ()))):
         kept_modules(model, names)
-    kept_modules(lowered(checkpoint, "fp32"), of_head)
+    lowered = lower(checkpoint, precision, of_head)
     out = Path(out)
     make_directory(out)
     exports = {
         "vision": lambda: export_vision(backbone, precision, keep.get("vision", ())),
         "text": lambda: export_text(backbone, precision, keep.get("text", ())),
-        "projection": lambda: export_projection(checkpoint, precision, of_head),
-        "head": lambda: export_head(checkpoint, precision, of_head),
+        "projection": lambda: export_projection(lowered),
+        "head": lambda: export_head(lowered),
     }
     graphs = {}
     for name, export in exports.items():
@@ -71,4 +71,4 @@ def export_bundle(
     write_text(out / TOKENIZER, backbone.tokenizer_json)
     write_report(report, out)
     models = {name: f"{name}.onnx" for name in graphs}
-    return write_manifest(out, checkpoint.spec, models, own_version())
+    return write_manifest(out, checkpoint.spec, models, own_version()), report

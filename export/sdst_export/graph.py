@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import onnx
+import onnx_graphsurgeon as gs
 import torch
 from onnxscript import ir
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from sdst_runtime.files import atomic_files, remove
 from sdst_runtime.grounding.bundle import DATA_SUFFIX
 
 from .attention import TRANSLATIONS
-from .clean import clean
 from .errors import ExportError
 from .rdsa_op import DOMAIN, NAME, OPSET, add_function
 
@@ -74,7 +74,7 @@ def export_module(
     traced = len(model.graph)
     if weight_bytes(model) <= INLINE_LIMIT:
         with _quiet():
-            model = clean(model)
+            model = _clean(model)
     model.meta[TRACED_NODES] = traced
     return model
 
@@ -111,6 +111,23 @@ def _check(path: Path) -> None:
         raise ExportError(f"the exported graph does not pass onnx.checker: {error}") from error
 
 
+def _clean(model: ir.Model) -> ir.Model:
+    """The same model without what the tracer left over; functions, names and metadata are as they were.
+
+    onnx-graphsurgeon folds constants and drops dead nodes, a few per cent: torch.onnx has folded all but transposes of
+    large weights. The weights must fit into one protobuf message, below 2 GB.
+    """
+    functions = dict(model.functions)
+    model.functions.clear()  # folding rewrites a function's float constants as doubles, which no operator then accepts
+    graph: Any = gs.import_onnx(ir.to_proto(model))
+    graph.fold_constants().cleanup()
+    cleaned = ir.from_proto(gs.export_onnx(graph))
+    cleaned.functions.update(functions)
+    cleaned.metadata_props.update(model.metadata_props)  # which graphsurgeon drops
+    cleaned.producer_name = model.producer_name
+    return cleaned
+
+
 def _name_dynamic_axes(model: ir.Model, dynamic: Mapping[str, Mapping[int, str]]) -> None:
     """Replace the tracer's names of free axes (s0, s77) by ours, everywhere they occur."""
     renamed: dict[str, str] = {}
@@ -123,7 +140,7 @@ def _name_dynamic_axes(model: ir.Model, dynamic: Mapping[str, Mapping[int, str]]
     for value in _values(model):
         if value.shape is not None:
             value.shape = ir.Shape(
-                re.sub(r"\w+", lambda found: renamed.get(found[0], found[0]), str(dim.value))
+                re.sub(r"\w+", lambda word: renamed.get(word[0], word[0]), str(dim.value))
                 if isinstance(dim, ir.SymbolicDim) and dim.value is not None
                 else dim
                 for dim in _shape(value)

@@ -31,7 +31,7 @@ from sdst_train.model.sdst import SDST
 
 from .errors import ExportError
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16"]  # contracts.FP32, FP16
 Tower = TypeVar("Tower", bound=nn.Module)
 
 

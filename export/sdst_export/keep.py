@@ -19,7 +19,6 @@ from sdst_runtime.grounding.bundle import MODELS
 
 Keep = Mapping[str, tuple[str, ...]]  # model -> paths of modules
 NOTHING_KEPT: Keep = MappingProxyType({})
-KEPT_MODULES = "sdst.kept_modules"  # in an ir.Model's `meta`: paths of the modules kept in float32, for casts.py
 
 
 def read_keep(path: Path) -> Keep:
@@ -33,13 +32,13 @@ def read_keep(path: Path) -> Keep:
         raise InputError(f"cannot read {path}: {error}") from error
     keep: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(lines, 1):
-        told = line.split("#")[0].strip()
-        model, _, module = (part.strip() for part in told.partition(":"))
-        if not told:
+        entry = line.split("#")[0].strip()
+        model, _, module = (part.strip() for part in entry.partition(":"))
+        if not entry:
             continue
         if model not in MODELS or not module or " " in module:
             raise InputError(
-                f"{path}, line {number}: expected  MODEL: MODULE  with one of {', '.join(MODELS)}, got {told!r}"
+                f"{path}, line {number}: expected  MODEL: MODULE  with one of {', '.join(MODELS)}, got {entry!r}"
             )
         keep[model] = tuple(dict.fromkeys((*keep.get(model, ()), module)))
     return keep

@@ -7,6 +7,7 @@ import copy
 import torch
 
 import sdst_train.model.rdsa_op  # noqa: F401  defines torch.ops.sdst.rdsa
+from sdst_runtime.contracts import FP16, FP32
 from sdst_runtime.sessions.base import Session
 from sdst_train.config import ModelConfig
 from sdst_train.model.sdst import SDST
@@ -17,7 +18,7 @@ from .half import Precision, half_head
 KERNEL_DEPTHS, KERNEL_POINTS = (16, 32, 64), 16  # what the compiled sdst::RDSA computes: plugins/README.md
 
 
-def serving_model(model: SDST, device: torch.device, precision: Precision = "fp32", *, kernel: bool = True) -> SDST:
+def serving_model(model: SDST, device: torch.device, precision: Precision = FP32, *, kernel: bool = True) -> SDST:
     """A copy of a trained `model` on `device`, RDSA lowered, in the types that an export in `precision` has.
 
     With `kernel` RDSA is torch.ops.sdst.rdsa: on a GPU the compiled kernel. Else, and for sizes that the kernel does
@@ -25,7 +26,7 @@ def serving_model(model: SDST, device: torch.device, precision: Precision = "fp3
     """
     served = copy.deepcopy(model).eval()
     served.lower(torch.ops.sdst.rdsa if kernel and _kernel_computes(model.config) else None)
-    return (half_head(served) if precision == "fp16" else served).to(device)
+    return (half_head(served) if precision == FP16 else served).to(device)
 
 
 def _kernel_computes(config: ModelConfig) -> bool:

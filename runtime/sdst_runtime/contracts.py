@@ -11,11 +11,17 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from .errors import ContractError, InputError, first_fault
+
+# Keys of the metadata that an ONNX file carries, and that a session gives of any model file.
+SPEC_KEY, KIND_KEY, PRECISION_KEY, STEPS_KEY = "sdst.spec", "sdst.kind", "sdst.precision", "sdst.steps"
+FP32: Final = "fp32"  # values of PRECISION_KEY
+FP16: Final = "fp16"
+INT8: Final = "int8"
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def demo(
         control = measure(torch_head, with_other_queries(val_samples))
 
     with stages.timed("export"):
-        bundle = export_bundle(checkpoint, backbone, out / "bundle", stages.say)
+        bundle, _ = export_bundle(checkpoint, backbone, out / "bundle", stages.say)
 
     with stages.timed("compare"):
         onnx_head = bundle.grounding_model()

@@ -16,7 +16,7 @@ import torch
 from sdst_calib.parity.measure import max_abs_error
 from sdst_export.errors import ExportError
 from sdst_export.graph import rdsa_nodes
-from sdst_export.head import export_head, require_rdsa
+from sdst_export.models import export_head, lower, require_rdsa
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import MODELS, Bundle
@@ -135,7 +135,7 @@ def test_other_attentions_export_without_rdsa(exported, attention):
     config = TrainConfig(model=replace(trained.config.model, attention=attention, layers=1))
     torch.manual_seed(1)
     checkpoint = Checkpoint(SDST(config.model).eval(), config, trained.spec, 1, {})
-    assert rdsa_nodes(export_head(checkpoint).graph) == []
+    assert rdsa_nodes(export_head(lower(checkpoint)).graph) == []
 
 
 def test_a_graph_that_lost_a_node_is_refused(head):

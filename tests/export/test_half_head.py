@@ -18,7 +18,7 @@ import torch
 from sdst_export.errors import ExportError
 from sdst_export.graph import rdsa_nodes, save_model
 from sdst_export.half import half_head
-from sdst_export.head import export_head, export_projection
+from sdst_export.models import export_head, export_projection, lower
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.errors import ContractError
 from sdst_runtime.sessions.base import GroundingModel, open_session
@@ -49,8 +49,9 @@ def half(trained) -> SDST:
 def files(trained, tmp_path_factory):
     """Both models in float16, as files."""
     folder = tmp_path_factory.mktemp("half")
+    lowered = lower(trained, "fp16")
     for name, export in (("projection", export_projection), ("head", export_head)):
-        save_model(export(trained, "fp16"), folder / f"{name}.onnx")
+        save_model(export(lowered), folder / f"{name}.onnx")
     return folder
 
 

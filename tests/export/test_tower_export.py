@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import sdst.demo
 from sdst_export.errors import ExportError
 from sdst_export.graph import save_model
-from sdst_export.half import half_products
-from sdst_export.towers import Precision, export_text, export_vision
+from sdst_export.half import Precision, half_products
+from sdst_export.models import export_text, export_vision
 from sdst_runtime import Grounder
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError

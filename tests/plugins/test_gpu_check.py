@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 from places import ROOT
-from rdsa_cases import SMALL_CASES, RdsaCase, make_inputs, oracle, sampling
+from rdsa_cases import SMALL_CASES, RdsaCase, make_inputs
 
+from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle, sampling
 from sdst_runtime.errors import InputError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -93,7 +94,7 @@ def test_a_sample_read_everywhere_moves_everything():
 def test_the_forms_that_are_timed_agree_with_the_oracle(size):
     inputs = rdsa_forms.make_inputs(size, torch.device("cpu"))
     value, endpoints, reference, length = (x.numpy() for x in inputs.arguments()[:4])
-    expected = oracle(value, endpoints, reference, length, rdsa_forms.H, rdsa_forms.P)
+    expected = rdsa_oracle(value, endpoints, reference, length, rdsa_forms.H, rdsa_forms.P)
     out = rdsa_forms.grid_form(*inputs.arguments()).float().numpy()
     np.testing.assert_allclose(out, expected, rtol=6e-4, atol=1e-5 * size.T / 24)
 

@@ -16,6 +16,7 @@ from itertools import chain
 
 import numpy as np
 
+from sdst_runtime.contracts import FP16, FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY
 from sdst_runtime.errors import ContractError, InputError
 
 from ..taps import Feeds, Graph, Tap, groups, pieces, run_tapped
@@ -66,8 +67,8 @@ def audit_graphs(
     on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> GraphAudit:
     """`compare_graphs` of a float32 graph and its half twin. Raises ContractError when they are not."""
-    for graph, precision in ((single, "fp32"), (half, "fp16")):
-        got = graph.metadata.get("sdst.precision")
+    for graph, precision in ((single, FP32), (half, FP16)):
+        got = graph.metadata.get(PRECISION_KEY)
         if got != precision:
             raise ContractError(
                 f"{graph.path}: expected a model exported in {precision}, got {got};"
@@ -108,8 +109,8 @@ def compare_graphs(
         on_done(done, len(parts))
     if not count:
         raise InputError("calibration data: expected at least one query, got none; give a split that has some")
-    given = {value.name for value in reference.model.graph.output}
-    outputs = tuple(audit.key for audit in audits if audit.tensor in given)
+    names = {value.name for value in reference.model.graph.output}
+    outputs = tuple(audit.key for audit in audits if audit.tensor in names)
     return GraphAudit(model, count, tuple(audits), tuple(unmatched), outputs)
 
 
@@ -136,7 +137,7 @@ def _known_sources(taps: Sequence[Tap], matched: Set[str]) -> dict[str, tuple[st
 
 
 def _require_one_model(reference: Graph, other: Graph) -> None:
-    for field in ("sdst.kind", "sdst.spec", "sdst.steps"):
+    for field in (KIND_KEY, SPEC_KEY, STEPS_KEY):
         ours, theirs = reference.metadata.get(field), other.metadata.get(field)
         if ours != theirs:
             raise ContractError(

@@ -23,8 +23,8 @@ _WORST = 12
 
 def write_audit(folder: Path, audits: Sequence[GraphAudit], findings: Sequence[Finding], facts: Facts) -> None:
     """Write audit.json and audit.html into `folder`. Raises InputError when they cannot be written."""
-    told: dict[str, Any] = {"facts": dict(facts), "findings": [dataclasses.asdict(finding) for finding in findings]}
-    write_json(folder / "audit.json", told | {"models": [dataclasses.asdict(audit) for audit in audits]})
+    document: dict[str, Any] = {"facts": dict(facts), "findings": [dataclasses.asdict(finding) for finding in findings]}
+    write_json(folder / "audit.json", document | {"models": [dataclasses.asdict(audit) for audit in audits]})
     write_text(folder / "audit.html", render_audit(audits, findings, facts))
 
 

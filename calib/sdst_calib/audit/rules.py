@@ -43,21 +43,21 @@ class Finding:
 
 def find_faults(audit: GraphAudit) -> list[Finding]:
     """The faults of a model, in the order of its nodes; several steps of one module that fail alike are one."""
-    made = {tensor.key: tensor for tensor in audit.tensors}
-    found: dict[tuple[str, str], Finding] = {}
+    by_key = {tensor.key: tensor for tensor in audit.tensors}
+    findings: dict[tuple[str, str], Finding] = {}
     for tensor in audit.tensors:
-        fault = _fault(tensor, made)
+        fault = _fault(tensor, by_key)
         if fault is not None:
             step = tensor.key.rpartition(".")[0] if tensor.place else tensor.key
-            finding = _finding(audit, fault, tensor, made)
-            found[fault, step] = _joined(found[fault, step], finding) if (fault, step) in found else finding
-    worn = [made[key] for key in audit.outputs if (made[key].snr_db or 0.0) < LEAST_DB]
-    return list(found.values()) or [_finding(audit, "wear", tensor, made) for tensor in worn]
+            finding = _finding(audit, fault, tensor, by_key)
+            findings[fault, step] = _joined(findings[fault, step], finding) if (fault, step) in findings else finding
+    worn = [by_key[key] for key in audit.outputs if (by_key[key].snr_db or 0.0) < LEAST_DB]
+    return list(findings.values()) or [_finding(audit, "wear", tensor, by_key) for tensor in worn]
 
 
-def _finding(audit: GraphAudit, fault: str, tensor: TensorAudit, made: dict[str, TensorAudit]) -> Finding:
-    modules = _modules(fault, tensor, made, audit.tensors)
-    return Finding(audit.model, fault, tensor.tensor, tensor.key, _reason(fault, tensor, made), modules)
+def _finding(audit: GraphAudit, fault: str, tensor: TensorAudit, by_key: dict[str, TensorAudit]) -> Finding:
+    modules = _modules(fault, tensor, by_key, audit.tensors)
+    return Finding(audit.model, fault, tensor.tensor, tensor.key, _reason(fault, tensor, by_key), modules)
 
 
 def _joined(first: Finding, second: Finding) -> Finding:
@@ -87,72 +87,72 @@ _NORMS = {"LayerNormalization"}
 _JUMPS = {"Floor", "Ceil", "Round", "Gather", "GatherElements", "GatherND"}
 
 
-def _fault(tensor: TensorAudit, made: dict[str, TensorAudit]) -> str | None:
+def _fault(tensor: TensorAudit, by_key: dict[str, TensorAudit]) -> str | None:
     if tensor.half and tensor.overflow:
         return "overflow"
     if tensor.broken:
-        return None if any(source.broken for source in _sources(tensor, made)) else "broken"
-    return "collapse" if _collapses(tensor, made) else None
+        return None if any(source.broken for source in _sources(tensor, by_key)) else "broken"
+    return "collapse" if _collapses(tensor, by_key) else None
 
 
-def _collapses(tensor: TensorAudit, made: dict[str, TensorAudit]) -> bool:
-    sources = _sources(tensor, made)
+def _collapses(tensor: TensorAudit, by_key: dict[str, TensorAudit]) -> bool:
+    sources = _sources(tensor, by_key)
     rounded = tensor.half or any(source.half for source in sources)
     if tensor.operator in _JUMPS or tensor.snr_db is None or not rounded:
         return False
-    return tensor.snr_db < LEAST_DB and _worst_read(tensor, made) - tensor.snr_db > MOST_LOST_DB
+    return tensor.snr_db < LEAST_DB and _worst_read(tensor, by_key) - tensor.snr_db > MOST_LOST_DB
 
 
-def _worst_read(tensor: TensorAudit, made: dict[str, TensorAudit]) -> float:
+def _worst_read(tensor: TensorAudit, by_key: dict[str, TensorAudit]) -> float:
     """The least ratio among what a tensor is made of, dB; inputs of the model have no error."""
-    return min((source.snr_db for source in _sources(tensor, made) if source.snr_db is not None), default=EXACT_DB)
+    return min((source.snr_db for source in _sources(tensor, by_key) if source.snr_db is not None), default=EXACT_DB)
 
 
 def _modules(
-    fault: str, tensor: TensorAudit, made: dict[str, TensorAudit], tensors: Iterable[TensorAudit]
+    fault: str, tensor: TensorAudit, by_key: dict[str, TensorAudit], tensors: Iterable[TensorAudit]
 ) -> tuple[str, ...]:
     blamed = [tensor]
     if fault == "overflow":
-        makers = [] if tensor.place else _sources(tensor, made)  # a sum between modules is as wide as what it reads
+        makers = [] if tensor.place else _sources(tensor, by_key)  # a sum between modules is as wide as what it reads
         blamed = [*makers, tensor, *(reader for reader in tensors if tensor.key in reader.sources)]
     if fault == "collapse":
-        blamed = [*_large_behind(tensor, LARGE * tensor.rms, made, set()), tensor]
+        blamed = [*_large_behind(tensor, LARGE * tensor.rms, by_key, set()), tensor]
     if fault == "wear":
-        blamed = list(_worst_way(tensor, made))
+        blamed = list(_worst_way(tensor, by_key))
     return tuple(dict.fromkeys(one.place for one in blamed if one.place and one.operator not in _NORMS))
 
 
-def _worst_way(tensor: TensorAudit, made: dict[str, TensorAudit]) -> Iterator[TensorAudit]:
+def _worst_way(tensor: TensorAudit, by_key: dict[str, TensorAudit]) -> Iterator[TensorAudit]:
     """Half tensors that lead to `tensor`, each the worst of what the next reads, back to where the signal is sound."""
-    ways = [source for source in _sources(tensor, made) if source.snr_db is not None]
+    ways = [source for source in _sources(tensor, by_key) if source.snr_db is not None]
     if ways:
         worst = min(ways, key=lambda source: source.snr_db or 0.0)
         if (worst.snr_db or 0.0) < LEAST_DB + MOST_LOST_DB:
-            yield from _worst_way(worst, made)
+            yield from _worst_way(worst, by_key)
     if tensor.half:
         yield tensor
 
 
 def _large_behind(
-    tensor: TensorAudit, size: float, made: dict[str, TensorAudit], seen: set[str]
+    tensor: TensorAudit, size: float, by_key: dict[str, TensorAudit], seen: set[str]
 ) -> Iterator[TensorAudit]:
     """Half tensors of at least `size` that lead to `tensor`, the first made first, back to the next norm."""
-    for source in _sources(tensor, made):
+    for source in _sources(tensor, by_key):
         if source.key not in seen and source.half and source.rms >= size and source.operator not in _NORMS:
             seen.add(source.key)
-            yield from _large_behind(source, size, made, seen)
+            yield from _large_behind(source, size, by_key, seen)
             yield source
 
 
-def _sources(tensor: TensorAudit, made: dict[str, TensorAudit]) -> list[TensorAudit]:
-    return [made[key] for key in tensor.sources if key in made]
+def _sources(tensor: TensorAudit, by_key: dict[str, TensorAudit]) -> list[TensorAudit]:
+    return [by_key[key] for key in tensor.sources if key in by_key]
 
 
-def _reason(fault: str, tensor: TensorAudit, made: dict[str, TensorAudit]) -> str:
+def _reason(fault: str, tensor: TensorAudit, by_key: dict[str, TensorAudit]) -> str:
     if fault == "overflow":
         return f"{tensor.overflow:.2%} of its values pass 65504, the largest is {tensor.amax:.3g}"
     if fault == "broken":
         return f"{tensor.broken:.2%} of its values are NaN or infinite in half"
     if fault == "wear":
         return f"signal to noise is {tensor.snr_db:.0f} dB, lost little by little"
-    return f"signal to noise falls from {_worst_read(tensor, made):.0f} to {tensor.snr_db:.0f} dB"
+    return f"signal to noise falls from {_worst_read(tensor, by_key):.0f} to {tensor.snr_db:.0f} dB"

@@ -18,6 +18,7 @@ from pathlib import Path
 import onnx
 
 from sdst_export.keep import NOTHING_KEPT, Keep
+from sdst_runtime.contracts import INT8, PRECISION_KEY
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.distribution import own_version
@@ -33,7 +34,6 @@ from .scales import Method
 from .sensitivity import Measure, Measured, Sensitivity, rank_layers, search_within
 from .trial import Trial, modules, save_quantised
 
-PRECISION = "int8"
 REPORT = "int8.json"
 SENSITIVITY = "sensitivity.json"
 FORMAT = 1
@@ -173,7 +173,7 @@ def _chosen(models: Sequence[str], fed: Sequence[str]) -> list[str]:
 def _load(bundle: Bundle, name: str) -> onnx.ModelProto:
     path = bundle.path(name)
     model = onnx.load(str(path), load_external_data=False)
-    if _told(model).get("sdst.precision") == PRECISION:
+    if _metadata(model).get(PRECISION_KEY) == INT8:
         raise ContractError(f"{path}: is int8 already; give the bundle that it was made from")
     return model
 
@@ -274,7 +274,7 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
     for name, file in bundle.manifest.models.items():
         if name in models:
             model = models[name]
-            onnx.helper.set_model_props(model, _told(model) | {"sdst.precision": PRECISION})
+            onnx.helper.set_model_props(model, _metadata(model) | {PRECISION_KEY: INT8})
             save_quantised(model, out / file, bundle.directory)
         else:
             _copy_model(bundle.directory / file, out / file)
@@ -294,5 +294,5 @@ def _copy_model(source: Path, target: Path) -> None:
     copy_file(source, target)
 
 
-def _told(model: onnx.ModelProto) -> dict[str, str]:
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}

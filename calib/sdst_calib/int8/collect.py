@@ -58,9 +58,9 @@ def features_snr_db(reference: Session, other: Session, feeds: Feeds) -> float:
 
 def _parts(graph: Graph, tensors: Sequence[str]) -> Iterator[list[str]]:
     """What one pass over the data taps; inputs of the graph, which no node makes, go with the first."""
-    made = [tap for tap in graph.taps if tap.tensor in set(tensors)]
-    inputs = sorted(set(tensors) - {tap.tensor for tap in made})
-    for number, taps in enumerate(groups(made)):
+    taps_of_nodes = [tap for tap in graph.taps if tap.tensor in set(tensors)]
+    inputs = sorted(set(tensors) - {tap.tensor for tap in taps_of_nodes})
+    for number, taps in enumerate(groups(taps_of_nodes)):
         yield [*(inputs if number == 0 else ()), *(tap.tensor for tap in taps)]
 
 

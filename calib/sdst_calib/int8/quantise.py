@@ -89,13 +89,13 @@ def within(graphs: Sequence[onnx.ModelProto], names: Iterable[str]) -> set[str]:
     Raises InputError for a name that matches none.
     """
     modules = {node.name.rpartition("/")[0] for graph in graphs for node in graph.graph.node} - {""}
-    found = set()
+    matches = set()
     for name in names:
         fits = {module for module in modules if f"{module}.".startswith(f"{name}.")}
         if not fits:
             raise InputError(f"no module {name!r} to exclude; {_hint(graphs, name)}")
-        found |= fits
-    return found
+        matches |= fits
+    return matches
 
 
 def quantise_model(
@@ -221,9 +221,9 @@ def _source(tensor: Any) -> gs.Constant | None:
     """The constant that a tensor is, or is the transpose of: graphs of more than 2 GB keep such transposes."""
     if isinstance(tensor, gs.Constant):
         return tensor
-    made = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-    if made is not None and made.op == "Transpose" and isinstance(made.inputs[0], gs.Constant):
-        return made.inputs[0]
+    producer = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    if producer is not None and producer.op == "Transpose" and isinstance(producer.inputs[0], gs.Constant):
+        return producer.inputs[0]
     return None
 
 

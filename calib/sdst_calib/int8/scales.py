@@ -113,11 +113,6 @@ def quantise(values: np.ndarray, scales: np.ndarray, axis: int | None = None) ->
     return np.clip(np.rint(divided), -CODES, CODES).astype(np.int8)
 
 
-def dequantise(codes: np.ndarray, scales: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """What codes stand for, in the type of `scales`."""
-    return codes.astype(scales.dtype) * _along(scales, axis, codes.ndim)
-
-
 _KEPT = 0.9999  # the share that `percentile` does not clamp
 _FRACTIONS = np.geomspace(1 / 64, 1, 128)  # of amax, the ranges that `mse` tries
 _POINTS = 4  # places within a bin at which `mse` takes the error

@@ -35,12 +35,12 @@ Measure = Callable[[frozenset[str]], Measured]  # of the layers in int8
 
 def rank_layers(layers: Sequence[str], measure: Measure, on_done: Callable[[int, int], None]) -> list[Sensitivity]:
     """Each layer alone in int8, the most sensitive first: by drop, then by error, which tells more finely."""
-    found = []
+    ranked = []
     for done, layer in enumerate(layers, 1):
         measured = measure(frozenset([layer]))
-        found.append(Sensitivity(layer, measured.drop, measured.error))
+        ranked.append(Sensitivity(layer, measured.drop, measured.error))
         on_done(done, len(layers))
-    return sorted(found, key=lambda one: (-one.drop, -one.error))
+    return sorted(ranked, key=lambda one: (-one.drop, -one.error))
 
 
 def search_within(
@@ -53,12 +53,12 @@ def search_within(
     """
     least = math.inf
     for count in range(len(ranked)):
-        kept, rest = ranked[:count], ranked[count:]
+        worst, rest = ranked[:count], ranked[count:]
         measured = measure(frozenset(one.layer for one in rest))
         on_done(count + 1, len(ranked))
         least = min(least, measured.drop)
         if measured.drop <= budget:
-            return [one.layer for one in kept]
+            return [one.layer for one in worst]
     raise InputError(
         f"--budget {budget:g}: no layer can be int8 within it, the least drop reached is {least:.4g} points;"
         " allow more points or try another --method"

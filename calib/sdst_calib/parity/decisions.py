@@ -76,5 +76,5 @@ def _top_iou(a: Grounding, b: Grounding) -> float:
 
 def _first_kept(x_M: np.ndarray, y_M: np.ndarray) -> float:
     first = min(FIRST, len(x_M))
-    kept = set(np.argsort(-x_M, kind="stable")[:first]) & set(np.argsort(-y_M, kind="stable")[:first])
-    return len(kept) / first
+    shared = set(np.argsort(-x_M, kind="stable")[:first]) & set(np.argsort(-y_M, kind="stable")[:first])
+    return len(shared) / first

@@ -1,4 +1,4 @@
-"""Which tensor of two heads diverges first: every float tensor of both is tapped and compared, in topological order.
+"""Finds the first tensor in which two copies of a model differ: every float tensor is compared, in topological order.
 
 Tensors are matched by the node that makes them (taps.py), so casts and Q/DQ that a precision adds do not count. Both
 heads get what the reference's projection makes, so that a fault is seen in the graph that has it.
@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdst_runtime.errors import InputError
 from sdst_runtime.sessions.base import GROUNDING_MODELS, open_session
 
 from ..audit.compare import compare_graphs
-from ..taps import Feeds, Inputs, open_graph
+from ..taps import Feeds, Inputs, open_graph, require_onnx
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ def compare_layers(
     `on_done` hears of (graphs done, of all). Raises InputError for a file that is no ONNX graph and without queries,
     ContractError when the graphs are not of one checkpoint.
     """
-    require_onnx(reference, "layers are compared in")
-    require_onnx(other, "layers are compared in")
+    require_onnx(*reference.values(), *other.values())
     feeds = _feeds(reference["projection"], queries)
     layers: list[LayerError] = []
     unmatched: list[str] = []
@@ -77,13 +75,6 @@ def compare_layers(
         on_done(done, len(GROUNDING_MODELS))
     report = LayerReport(least_snr_db, None, layers, unmatched)
     return replace(report, first=next(filter(report.beyond, layers), None))
-
-
-def require_onnx(head: Graphs, what: str) -> None:
-    """Raise InputError unless both files of a head are ONNX; `what` is said of ONNX graphs."""
-    for path in head.values():
-        if path.suffix != ".onnx":
-            raise InputError(f"{path}: {what} ONNX graphs; give the bundle that the engines were built of")
 
 
 def _feeds(projection: Path, queries: Sequence[Inputs]) -> dict[str, Feeds]:

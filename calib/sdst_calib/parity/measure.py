@@ -239,5 +239,5 @@ def _of_candidate(
     decided = decisions(gathered.answers_of(reference), gathered.answers_of(name)) if finite else None
     both = name in scored and reference in scored
     measured = metrics(scored[reference], scored[name]) if both else []
-    found = checks(candidate.tolerances, data.metrics, tensors, decided, measured)
-    return CandidateParity(name, candidate.precision, tensors, decided, measured, found)
+    checked = checks(candidate.tolerances, data.metrics, tensors, decided, measured)
+    return CandidateParity(name, candidate.precision, tensors, decided, measured, checked)

@@ -23,11 +23,11 @@ Layers = Mapping[str, LayerReport]  # by candidate
 
 def as_json(parity: Parity, layers: Layers, facts: Mapping[str, str]) -> dict[str, Any]:
     """Everything measured, for write_json; numbers that JSON lacks (NaN, infinities) are strings."""
-    told = dataclasses.asdict(parity)
-    for candidate, one in zip(told["candidates"], parity.candidates, strict=True):
+    document = dataclasses.asdict(parity)
+    for candidate, one in zip(document["candidates"], parity.candidates, strict=True):
         candidate["passed"] = one.passed
-    told |= {"facts": dict(facts), "layers": {name: dataclasses.asdict(report) for name, report in layers.items()}}
-    return _plain(told)
+    document |= {"facts": dict(facts), "layers": {name: dataclasses.asdict(report) for name, report in layers.items()}}
+    return _plain(document)
 
 
 def write_page(path: Path, parity: Parity, layers: Layers, facts: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.files import atomic_files, write_text
 from sdst_runtime.sessions.base import GROUNDING_MODELS, Session
 
-from .layers import require_onnx
+from ..taps import require_onnx
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def require_script(path: Path, bundles: Sequence[ScriptedBundle]) -> None:
         got = "a directory" if path.is_dir() else f"a name that ends in {path.suffix!r}"
         raise InputError(f"{path}: expected the name of a script, which ends in .py, got {got}; name a file")
     for bundle in bundles:
-        require_onnx(bundle.graphs, "the script runs")
+        require_onnx(*bundle.graphs.values())
 
 
 def _script(folder: Path, bundles: Sequence[ScriptedBundle]) -> str:

@@ -108,8 +108,8 @@ def compare(results: RunResults, names: Sequence[str]) -> dict[str, dict[str, Ou
     pairs = [(place[name], place[names[0]]) for name in names[1:]]  # relative errors are relative to the second
     function = simple_compare(check_error_stat="max", atol=0.0, rtol=0.0)
     with _in_one_line():
-        found: Any = Comparator.compare_accuracy(results, compare_func=function, comparisons=pairs)
-    of_pairs = found if hasattr(found, "keys") else found[0]  # 0.53: an entry for each compare function
+        accuracy: Any = Comparator.compare_accuracy(results, compare_func=function, comparisons=pairs)
+    of_pairs = accuracy if hasattr(accuracy, "keys") else accuracy[0]  # 0.53: an entry for each compare function
     return {
         name: {output: _error(result) for output, result in of_pairs[(name, names[0])][0].items()} for name in names[1:]
     }

@@ -65,9 +65,9 @@ def metrics(reference: dict[str, np.ndarray], other: dict[str, np.ndarray], seed
     values_NJ = np.stack([other[name] for name in names], axis=1)
     apart_NJ = values_NJ - np.stack([reference[name] for name in names], axis=1)
     resampled_RJ = _resample(np.concatenate([values_NJ, apart_NJ], axis=1), seed)
-    found = np.concatenate([values_NJ.mean(axis=0), apart_NJ.mean(axis=0)])
+    means = np.concatenate([values_NJ.mean(axis=0), apart_NJ.mean(axis=0)])
     low, high = np.percentile(resampled_RJ, [(100 - COVERED) / 2, (100 + COVERED) / 2], axis=0)
-    intervals = [Interval(*map(float, values)) for values in zip(found, low, high)]
+    intervals = [Interval(*map(float, values)) for values in zip(means, low, high)]
     return [Metric(name, intervals[j], intervals[j + len(names)]) for j, name in enumerate(names)]
 
 

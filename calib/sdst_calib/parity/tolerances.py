@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdst_runtime.contracts import FP16, FP32, INT8, PRECISION_KEY
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.sessions.base import GROUNDING_MODELS, GroundingModel, Session
 
@@ -41,9 +42,9 @@ class Tolerances:
                 continue
             least, most = _RANGES.get(field.name, (0.0, math.inf))
             if not (isinstance(value, int | float) and math.isfinite(value) and least <= value <= most):
-                told = f" from {least:g} to {most:g}" if math.isfinite(most) else f" of at least {least:g}"
-                told = told if math.isfinite(least) else ""
-                raise InputError(f"tolerance {field.name}: expected a number{told}, got {value!r}")
+                limits = f" from {least:g} to {most:g}" if math.isfinite(most) else f" of at least {least:g}"
+                limits = limits if math.isfinite(least) else ""
+                raise InputError(f"tolerance {field.name}: expected a number{limits}, got {value!r}")
 
     def or_else(self, default: Tolerances) -> Tolerances:
         """These where they are stated, else the others."""
@@ -73,9 +74,9 @@ _RANGES = {
 }
 
 DEFAULTS: dict[str, Tolerances] = {  # by precision, each coarser than the one before
-    "fp32": Tolerances(snr_db=60, layer_snr_db=60, top_iou=0.999, rank=0.99, top_clip=0.99, points=0.5),
-    "fp16": Tolerances(snr_db=30, layer_snr_db=20, top_iou=0.98, rank=0.9, top_clip=0.95, points=0.5),
-    "int8": Tolerances(snr_db=10, layer_snr_db=5, top_iou=0.9, rank=0.7, top_clip=0.8, points=2.0),
+    FP32: Tolerances(snr_db=60, layer_snr_db=60, top_iou=0.999, rank=0.99, top_clip=0.99, points=0.5),
+    FP16: Tolerances(snr_db=30, layer_snr_db=20, top_iou=0.98, rank=0.9, top_clip=0.95, points=0.5),
+    INT8: Tolerances(snr_db=10, layer_snr_db=5, top_iou=0.9, rank=0.7, top_clip=0.8, points=2.0),
 }
 
 
@@ -86,7 +87,7 @@ def precision_of(session: Session, source: Path) -> str:
     """
     if not isinstance(session, GroundingModel):
         return "torch"
-    stated = [model.metadata.get("sdst.precision", "") for model in (session.projection, session.head)]
+    stated = [model.metadata.get(PRECISION_KEY, "") for model in (session.projection, session.head)]
     for name, precision in zip(GROUNDING_MODELS, stated, strict=True):
         if precision not in DEFAULTS:
             expected = ", ".join(DEFAULTS)
@@ -104,18 +105,18 @@ def checks(
     measured: Sequence[Metric],
 ) -> list[Check]:
     """All that `tolerances` state, in the order of the levels. `tensors` have max_abs, cosine and snr_db."""
-    found = []
+    results = []
     for output, error in tensors.items():
-        found += _at_most("tensor", f"{output} max_abs", error.max_abs, tolerances.max_abs)
-        found += _at_least("tensor", f"{output} cosine", error.cosine, tolerances.cosine)
-        found += _at_least("tensor", f"{output} snr_db", error.snr_db, tolerances.snr_db)
-        found += _at_most("tensor", f"{output} not finite", error.not_finite, 0)
+        results += _at_most("tensor", f"{output} max_abs", error.max_abs, tolerances.max_abs)
+        results += _at_least("tensor", f"{output} cosine", error.cosine, tolerances.cosine)
+        results += _at_least("tensor", f"{output} snr_db", error.snr_db, tolerances.snr_db)
+        results += _at_most("tensor", f"{output} not finite", error.not_finite, 0)
     for name, limit in (("top_iou", tolerances.top_iou), ("rank", tolerances.rank), ("top_clip", tolerances.top_clip)):
-        found += _at_least("decision", name, getattr(decided, name) if decided else math.nan, limit)
+        results += _at_least("decision", name, getattr(decided, name) if decided else math.nan, limit)
     for metric in measured:
         if metric.name in CHECKED[kind]:
-            found += _at_most("task", metric.name, abs(metric.difference.value), tolerances.points)
-    return found
+            results += _at_most("task", metric.name, abs(metric.difference.value), tolerances.points)
+    return results
 
 
 def _at_least(level: Level, name: str, value: float, limit: float | None) -> list[Check]:

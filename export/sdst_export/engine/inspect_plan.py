@@ -91,8 +91,8 @@ def _profile(layer: dict[str, Any]) -> int:
 
 
 def _is_fused(layer: dict[str, Any]) -> bool:
-    told = f"{layer.get('Name', '')} {layer.get('LayerType', '')}".lower()
-    return any(word in told for word in ("foreignnode", "myelin", "myln"))
+    text = f"{layer.get('Name', '')} {layer.get('LayerType', '')}".lower()
+    return any(word in text for word in ("foreignnode", "myelin", "myln"))
 
 
 def _floating_types(layer: dict[str, Any]) -> set[str]:

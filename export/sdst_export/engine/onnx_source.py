@@ -14,14 +14,13 @@ from typing import cast
 import onnx
 from google.protobuf.message import DecodeError
 
-from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.contracts import FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import sha256_file
-from sdst_runtime.grounding.bundle import DATA_SUFFIX
+from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS
 from sdst_runtime.sessions.tensorrt.compat import PLUGIN
 from sdst_runtime.sessions.tensorrt.sidecar import Kind, TensorRecord
 
-KINDS = ("vision", "text", "projection", "head")
 TRAINED = ("usual_clips", "longest_clips")
 
 
@@ -46,19 +45,19 @@ class EngineGraph:
 def read_graph(path: Path) -> EngineGraph:
     """Raises InputError when the file cannot be read, ContractError when it is none of this project's models."""
     model = _load(path)
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    kind, spec = told.get("sdst.kind"), told.get("sdst.spec")
-    if kind not in KINDS or spec is None:
-        raise ContractError(f"{path}: expected a model with sdst.kind and sdst.spec in it; export the bundle again")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    kind, spec = metadata.get(KIND_KEY), metadata.get(SPEC_KEY)
+    if kind not in MODELS or spec is None:
+        raise ContractError(f"{path}: expected a model with {KIND_KEY} and {SPEC_KEY} in it; export the bundle again")
     op, _, domain = PLUGIN
     weights = path.with_name(path.name + DATA_SUFFIX)
     return EngineGraph(
         path=path,
         kind=cast(Kind, kind),
-        precision=told.get("sdst.precision", "fp32"),
+        precision=metadata.get(PRECISION_KEY, FP32),
         spec=FeatureSpec.from_json(spec, path),
-        steps=int(told.get("sdst.steps", 0)),
-        trained={name: int(told[f"sdst.{name}"]) for name in TRAINED if f"sdst.{name}" in told},
+        steps=int(metadata.get(STEPS_KEY, 0)),
+        trained={name: int(metadata[f"sdst.{name}"]) for name in TRAINED if f"sdst.{name}" in metadata},
         rdsa=sum((node.op_type, node.domain) == (op, domain) for node in model.graph.node),
         inputs=_records(model.graph.input),
         outputs=_records(model.graph.output),
@@ -87,8 +86,8 @@ def half_share(model: onnx.ModelProto) -> float:
     inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.value_info, *inferred.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
-    made = [types.get(node.output[0]) for node in inferred.graph.node if node.op_type not in _NO_LAYERS]
-    half, single = made.count(onnx.TensorProto.FLOAT16), made.count(onnx.TensorProto.FLOAT)
+    outputs = [types.get(node.output[0]) for node in inferred.graph.node if node.op_type not in _NO_LAYERS]
+    half, single = outputs.count(onnx.TensorProto.FLOAT16), outputs.count(onnx.TensorProto.FLOAT)
     return half / (half + single) if half + single else 0.0
 
 
@@ -109,10 +108,10 @@ def _read_after_cast(graph: onnx.GraphProto) -> None:
     """
     small = {value.name for value in graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
     casts = [node for node in graph.node if node.op_type == "Cast" and node.input[0] in small]
-    given = {node.input[0]: node.output[0] for node in reversed(casts)}
+    cast_outputs = {node.input[0]: node.output[0] for node in reversed(casts)}
     for node in graph.node:
         if node not in casts:
-            node.input[:] = [given.get(name, name) for name in node.input]
+            node.input[:] = [cast_outputs.get(name, name) for name in node.input]
     others = [node for node in graph.node if node not in casts]
     ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*casts, *others)]
     del graph.node[:]

@@ -1,4 +1,4 @@
-"""What an exported graph holds and costs: nodes, casts with their reasons, types, FLOPs and bytes by stage.
+"""What an exported graph holds and costs: nodes, casts, types, FLOPs and bytes by stage.
 
 FLOPs are those of the graph as written: a multiplication and an addition are two, another operation one an element,
 moves none. Bytes are what nodes read and write when none are fused; views count nothing. Both for given sizes of the
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxscript import ir
 
+from sdst_runtime.contracts import KIND_KEY
+
 from ..errors import ExportError
 from ..graph import TRACED_NODES
-from ..keep import KEPT_MODULES
 from ..rdsa_op import NAME
-from .casts import CastGroup, cast_groups
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ModelSummary:
     traced_nodes: int  # before cleaning
     operators: dict[str, int]
     functions: list[str]
-    casts: list[CastGroup]
+    casts: dict[str, dict[str, int]]  # "float to float16" -> module, "" outside all -> Cast nodes
     weights: dict[str, int]  # type -> elements
     activations: dict[str, int]  # type -> tensors
     half_weights: float  # share of the elements among floating-point ones
@@ -61,7 +61,7 @@ def summarise(model: ir.Model, sizes: Mapping[str, int]) -> ModelSummary:
         traced_nodes=model.meta.get(TRACED_NODES, len(nodes)),
         operators=dict(Counter(node.op_type for node in nodes).most_common()),
         functions=[f"{domain}::{name}" for domain, name, _ in model.functions],
-        casts=cast_groups(nodes, model.meta.get(KEPT_MODULES, ())),
+        casts=_casts(nodes),
         weights=dict(weight_types),
         activations=dict(tensors),
         half_weights=_half_share(weight_types),
@@ -69,6 +69,15 @@ def summarise(model: ir.Model, sizes: Mapping[str, int]) -> ModelSummary:
         sizes={axis: n for axis, n in sizes.items() if axis in _free_axes(model)},
         stages=_stages(model, sizes),
     )
+
+
+def _casts(nodes: Sequence[ir.Node]) -> dict[str, dict[str, int]]:
+    casts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for node in nodes:
+        if node.op_type == "Cast":
+            source, target = (_type(value) for value in (*node.inputs, *node.outputs))
+            casts[f"{source} to {target}"][_place(node)] += 1
+    return {types: dict(places.most_common()) for types, places in casts.items()}
 
 
 _STAGES = (  # of the head, by the place among the modules, the first that fits
@@ -93,7 +102,7 @@ def _stages(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, StageCost]:
     weights: dict[str, int] = defaultdict(int)
     seen: set[str] = set()
     for node in model.graph:
-        stage = _stage(node, model.metadata_props.get("sdst.kind", ""))
+        stage = _stage(node, model.metadata_props.get(KIND_KEY, ""))
         nodes[stage] += 1
         flops[stage] += _flops(node, sizes)
         for value in (*node.inputs, *node.outputs):
@@ -112,8 +121,12 @@ def _stage(node: ir.Node, kind: str) -> str:
         return kind
     if node.op_type == NAME:
         return "RDSA"
-    place = (node.name or "").split("/")[0]
-    return next(stage for prefix, stage in _STAGES if not prefix or f"{place}.".startswith(f"{prefix}."))
+    place = f"{_place(node)}."
+    return next(stage for prefix, stage in _STAGES if not prefix or place.startswith(f"{prefix}."))
+
+
+def _place(node: ir.Node) -> str:
+    return (node.name or "").split("/")[0]
 
 
 def _flops(node: ir.Node, sizes: Mapping[str, int]) -> int:
@@ -170,8 +183,8 @@ def _free_axes(model: ir.Model) -> set[str]:
     }
 
 
-def _type(value: ir.Value) -> str:
-    return "unknown" if value.dtype is None else value.dtype.name.lower()
+def _type(value: ir.Value | None) -> str:
+    return "unknown" if value is None or value.dtype is None else value.dtype.name.lower()
 
 
 def _half_share(counts: Mapping[str, int]) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..contracts import PRECISION_KEY
 from ..distribution import install_command
 from ..errors import ContractError, SdstError
 from ..grounding.bundle import MODELS, Bundle
@@ -139,7 +140,7 @@ def _run_model(bundle: Bundle, model: str) -> str:
             if not np.isfinite(array.astype(np.float64)).all():
                 raise ContractError(f"{bundle.path(model)}: {name} holds NaN or infinity; export it again")
         runner = type(session).__name__.removesuffix("Session")
-        precision = session.metadata.get("sdst.precision", "no precision told")
+        precision = session.metadata.get(PRECISION_KEY, "no precision told")
         return f"{bundle.path(model).name} ran on {runner}, {precision}"
 
 

@@ -1,5 +1,7 @@
-"""sdst::RDSA in float64, written from its definition (docs/method.md) alone: slow, for checking compiled ones.
+"""sdst::RDSA in float64, for checking compiled ones: the one oracle, of `sdst doctor` and of the tests.
 
+Written from docs/method.md alone: linear interpolation as a sum over all valid clips of tent weights
+max(0, 1 - |clip - index|), which needs no floor, no neighbour and no gather.
 Shapes: B batch, T clips, M moments, H heads, P points, D depth, F = H * D, E = 3 * 2 * H * P.
 """
 
@@ -13,8 +15,36 @@ def rdsa_oracle(
     num_points: int,
 ) -> np.ndarray:  # fmt: skip
     """value B T F, endpoints B T E, reference B M 2 (centre, width), length B -> B M F, float64."""
-    rows = zip(value.astype(np.float64), endpoints.astype(np.float64), reference.astype(np.float64), length)
-    return np.stack([_one_video(v[:n], e[:n], r, num_heads, num_points) for v, e, r, n in rows])
+    B, _, F = value.shape
+    H, P = num_heads, num_points
+    D = F // H
+    out = np.zeros((B, reference.shape[1], F))
+    for b in range(B):
+        n = int(length[b])
+        valid = value[b, :n].astype(np.float64)
+        index, weight = sampling(endpoints[b, :n], reference[b], num_heads, num_points)  # M H P each
+        for h in range(H):
+            for p in range(P):
+                sampled = _tents(index[:, h, p], n) @ valid[:, h * D : (h + 1) * D]
+                out[b, :, h * D : (h + 1) * D] += weight[:, h, p, None] * sampled
+    return out
+
+
+def sampling(
+    endpoints_nE: np.ndarray, reference_M2: np.ndarray, num_heads: int, num_points: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fractional clip indices and weights of the sampled points of one video of n clips: M H P each, float64."""
+    n = len(endpoints_nE)
+    rows = endpoints_nE.astype(np.float64).reshape(n, 3, 2, num_heads, num_points)
+    centre, width = reference_M2.astype(np.float64).T
+    predicted = 0
+    for end, position in enumerate((centre - width / 2, centre, centre + width / 2)):
+        index = np.clip(np.clip(position, 0, 1) * n - 0.5, 0, n - 1)
+        predicted = predicted + np.einsum("mt,tshp->mshp", _tents(index, n), rows[:, end])
+    offset, logit = np.moveaxis(np.asarray(predicted), 1, 0)
+    weight = np.exp(logit - logit.max(-1, keepdims=True))
+    location = centre[:, None, None] + offset * width[:, None, None] / 2
+    return location * n - 0.5, weight / weight.sum(-1, keepdims=True)
 
 
 def check_inputs(seed: int = 0) -> dict[str, np.ndarray]:
@@ -33,22 +63,6 @@ def check_inputs(seed: int = 0) -> dict[str, np.ndarray]:
 CHECK_HEADS, CHECK_POINTS = 4, 4  # of `check_inputs`
 
 
-def _one_video(value_nF: np.ndarray, endpoints_nE: np.ndarray, reference_M2: np.ndarray, H: int, P: int) -> np.ndarray:
-    n, M = len(value_nF), len(reference_M2)
-    centre, width = reference_M2.T
-    ends = endpoints_nE.reshape(n, 3, 2 * H * P)
-    predicted = np.zeros((M, 2 * H * P))
-    for end, side in enumerate((-0.5, 0.0, 0.5)):
-        index = np.clip(np.clip(centre + side * width, 0, 1) * n - 0.5, 0, n - 1)
-        predicted += _blend(index, n) @ ends[:, end]
-    offset, logit = predicted.reshape(M, 2, H, P).transpose(1, 0, 2, 3)
-    weight = np.exp(logit - logit.max(-1, keepdims=True))
-    weight /= weight.sum(-1, keepdims=True)
-    index = (centre[:, None, None] + offset * width[:, None, None] / 2) * n - 0.5
-    sampled = np.einsum("mhpt,thd->mhpd", _blend(index, n), value_nF.reshape(n, H, -1))
-    return np.einsum("mhp,mhpd->mhd", weight, sampled).reshape(M, -1)
-
-
-def _blend(index: np.ndarray, n: int) -> np.ndarray:
-    """Weight of each of n clips in the linear interpolation at each index, zero outside the video: [..., n]."""
-    return np.maximum(0, 1 - np.abs(np.arange(n) - index[..., None]))
+def _tents(index_N: np.ndarray, n: int) -> np.ndarray:
+    """Weight of each of n clips in a linear interpolation at the indices, zero outside the video: N n."""
+    return np.maximum(0, 1 - np.abs(np.arange(n) - index_N[:, None]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contracts import FeatureSpec
+from ..contracts import SPEC_KEY, FeatureSpec
 from ..errors import ContractError, InputError, first_fault
 from ..files import sha256_file, write_json
 from ..sessions.base import GroundingModel, Session, open_session
@@ -67,7 +67,7 @@ class Bundle:
     def session(self, model: str, threads: int | None = None) -> Session:
         """Open a model. Raises ContractError when it was exported under another contract than the bundle's."""
         session = open_session(self.path(model), threads)
-        text = session.metadata.get("sdst.spec")
+        text = session.metadata.get(SPEC_KEY)
         if text is None:
             raise ContractError(f"{self.path(model)}: carries no feature contract; export it again with this project")
         exported = FeatureSpec.from_json(text, self.path(model))

@@ -22,8 +22,8 @@ from sdst_calib.audit.page import render_audit
 from sdst_calib.audit.rules import find_faults, keep_text
 from sdst_calib.taps import open_graph, run_tapped
 from sdst_export.graph import save_model
-from sdst_export.head import export_head
 from sdst_export.keep import read_keep
+from sdst_export.models import export_head, lower
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import write_text
 from sdst_runtime.grounding.bundle import Bundle
@@ -57,7 +57,7 @@ class Planted:
     def head(self, precision: str, keep: Sequence[str] = ()) -> Path:
         path = self.folder / f"{precision}-{len(keep)}.onnx"
         if not path.exists():  # an export takes seconds
-            save_model(export_head(self.checkpoint, precision, keep), path)
+            save_model(export_head(lower(self.checkpoint, precision, keep)), path)
         return path
 
 

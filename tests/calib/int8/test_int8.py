@@ -24,7 +24,7 @@ from sdst_calib.int8.calibrate import Int8Options, calibrate_int8, open_source
 from sdst_calib.int8.quantise import find_products
 from sdst_calib.int8.trial import Trial
 from sdst_export.graph import rdsa_nodes, save_model
-from sdst_export.head import export_head
+from sdst_export.models import export_head, lower
 from sdst_runtime.data.dataset import Sample, pad_inputs
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
@@ -112,7 +112,7 @@ def test_a_head_without_rdsa(exported, world, tmp_path):
     sample: Any = model.sparse.sample
     torch.nn.init.normal_(sample.offset.weight, std=0.02)
     torch.nn.init.normal_(sample.logit.weight, std=0.2)
-    head = export_head(Checkpoint(model, TrainConfig(model=model.config), checkpoint.spec, 1, {}))
+    head = export_head(lower(Checkpoint(model, TrainConfig(model=model.config), checkpoint.spec, 1, {})))
     bundle = with_models(exported.directory, tmp_path / "deformable", head=head)
     report = calibrate_int8(bundle, tmp_path / "int8", world.queries, Int8Options("amax"), silent, 1)
     assert {"sparse.sample.offset", "sparse.sample.logit"} <= report.models["head"].kept.keys()

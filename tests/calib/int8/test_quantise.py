@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from int8_codes import dequantise
 from onnx import TensorProto, helper, numpy_helper
 
 from sdst_calib.int8.quantise import default_kept, find_products, quantise_model, within
-from sdst_calib.int8.scales import dequantise
 from sdst_calib.int8.sensitivity import Measured, rank_layers, search_within
 from sdst_export.graph import rdsa_nodes
 from sdst_runtime.errors import ContractError, InputError

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from int8_codes import dequantise
 from scipy import stats
 
 from sdst_calib.int8.scales import (
     GrowingHistogram,
     Histogram,
     activation_scale,
-    dequantise,
     quantise,
     scale_in,
     weight_scales,

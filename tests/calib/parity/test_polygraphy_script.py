@@ -121,7 +121,7 @@ def test_the_script_runs_onnx_graphs_only(exported, tmp_path):
     plan = {**graphs(exported.directory), "head": tmp_path / "head.plan"}
     with (
         Bundle.open(exported.directory).grounding_model(1) as reference,
-        pytest.raises(InputError, match=r"head\.plan: the script"),
+        pytest.raises(InputError, match=r"head\.plan: expected a file of ONNX graphs; give the bundle"),
     ):
         write_polygraphy_script(tmp_path / "check.py", reference, [ScriptedBundle("x", plan, 1.0)], [inputs(0)])
     assert not list(tmp_path.iterdir())

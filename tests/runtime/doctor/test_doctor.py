@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from host_device import HostDevice
 from host_library import SOUND, compiled, stating
-from rdsa_cases import SMALL_CASES, make_inputs, oracle
 
 from sdst.cli import main
 from sdst_runtime.data.annotations import read_annotations
@@ -34,15 +33,6 @@ from sdst_runtime.errors import ContractError
 from sdst_runtime.media.clips import read_clips
 from sdst_runtime.sessions.base import TensorInfo
 from sdst_runtime.sessions.plugin_library import VARIABLE, RdsaLibrary
-
-
-@pytest.mark.parametrize("case", SMALL_CASES, ids=str)
-def test_the_oracle_is_that_of_the_tests(case):
-    """Two float64 forms, written apart: one gathers all ends at once, one goes through heads and points."""
-    inputs = make_inputs(case)
-    expected = oracle(**inputs, num_heads=case.H, num_points=case.P)
-    got = rdsa_oracle(**inputs, num_heads=case.H, num_points=case.P)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9)
 
 
 def test_a_result_that_is_off_is_refused():

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from host_library import EXPORTS, SOUND, compiled, stating
-from rdsa_cases import CASES, RdsaCase, make_inputs, oracle
+from rdsa_cases import CASES, RdsaCase, make_inputs
 
+from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle
 from sdst_runtime.errors import ContractError, DependencyError, InputError
 from sdst_runtime.sessions import plugin_library
 from sdst_runtime.sessions.plugin_library import (
@@ -35,14 +36,14 @@ def library(host_library_path) -> RdsaLibrary:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_host_library_equals_oracle(library, case):
     inputs = make_inputs(case)
-    expected = oracle(**inputs, num_heads=case.H, num_points=case.P)
+    expected = rdsa_oracle(**inputs, num_heads=case.H, num_points=case.P)
     out = library.rdsa_numpy(**inputs, num_heads=case.H, num_points=case.P)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, expected, rtol=0, atol=case.tolerance)
     if case.large:
         return
     inputs["value"] = inputs["value"].astype(np.float16)
-    unavoidable = np.abs(oracle(**inputs, num_heads=case.H, num_points=case.P).astype(np.float16) - expected).max()
+    unavoidable = np.abs(rdsa_oracle(**inputs, num_heads=case.H, num_points=case.P).astype(np.float16) - expected).max()
     half = library.rdsa_numpy(**inputs, num_heads=case.H, num_points=case.P)
     assert half.dtype == np.float16
     assert np.abs(half - expected).max() <= 2 * unavoidable

@@ -14,9 +14,10 @@ import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxscript import ir
-from rdsa_cases import CASES, SMALL_CASES, RdsaCase, make_inputs, oracle, sampling
+from rdsa_cases import CASES, SMALL_CASES, RdsaCase, make_inputs
 
 from sdst_export.rdsa_op import DOMAIN, NAME, OPSET, add_function
+from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle, sampling
 from sdst_train.model.rdsa import RDSA, LoweredRDSA, clip_index, deform, endpoint_positions, rdsa, sample_linear
 
 torch.set_num_threads(1)
@@ -25,7 +26,7 @@ MEDIUM_CASES = [case for case in CASES if case.T * case.M * case.B < 1e5]
 
 @cache
 def expected(case: RdsaCase) -> np.ndarray:
-    return oracle(**make_inputs(case), num_heads=case.H, num_points=case.P)
+    return rdsa_oracle(**make_inputs(case), num_heads=case.H, num_points=case.P)
 
 
 def run_torch(inputs: dict[str, np.ndarray], case: RdsaCase, kind: torch.dtype, value: torch.dtype | None = None):
@@ -54,12 +55,12 @@ def test_oracle_by_hand():
     endpoints[0, :, 1, 1, 1] = math.log(3)  # centre predicts the logit of point 1: weights 1/4, 3/4
     reference = np.array([[[0.5, 0.5]]])
     # left end at 0.25 -> clip 0.5 -> offset 0.5; point 0 at 0.5 + 0.5 * 0.25 = 0.625 -> clip 2; point 1 at clip 1.5
-    out = oracle(value, endpoints.reshape(1, 4, 12), reference, np.array([4]), 1, 2)
+    out = rdsa_oracle(value, endpoints.reshape(1, 4, 12), reference, np.array([4]), 1, 2)
     np.testing.assert_allclose(out, [[[20 / 4 + 15 * 3 / 4]]], rtol=1e-14)
     # half a clip before the first one the value has faded to half, one clip before it to nothing
     for centre, result in ((0.125, 0.0), (0.0, 0.0), (0.25, 5.0), (1.0, 15.0), (1.125, 0.0)):
         reference = np.array([[[centre, 0.0]]])
-        out = oracle(value, np.zeros((1, 4, 12)), reference, np.array([4]), 1, 2)
+        out = rdsa_oracle(value, np.zeros((1, 4, 12)), reference, np.array([4]), 1, 2)
         np.testing.assert_allclose(out, [[[result]]], atol=1e-14)
 
 
@@ -103,7 +104,7 @@ def test_half_value_errs_like_rounding_its_ends(case, kind):
     """Coordinates, softmax and sums in float32: no more error than rounding value and result leaves by itself."""
     inputs = make_inputs(case)
     rounded = torch.from_numpy(inputs["value"]).to(kind).double().numpy()
-    exact = oracle(rounded, inputs["endpoints"], inputs["reference"], inputs["length"], case.H, case.P)
+    exact = rdsa_oracle(rounded, inputs["endpoints"], inputs["reference"], inputs["length"], case.H, case.P)
     unavoidable = torch.from_numpy(exact).to(kind).double().numpy() - expected(case)
     out = run_torch(inputs, case, torch.float32, value=kind)
     assert out.dtype == kind
@@ -328,7 +329,7 @@ def test_function_body_equals_oracle(case):
 def test_function_body_with_half_value(case):
     inputs = make_inputs(case)
     inputs["value"] = inputs["value"].astype(np.float16)
-    exact = oracle(**inputs, num_heads=case.H, num_points=case.P)
+    exact = rdsa_oracle(**inputs, num_heads=case.H, num_points=case.P)
     (out,) = body_session(case.H, case.P, True).run(None, inputs)
     assert out.dtype == np.float16
     np.testing.assert_allclose(out.astype(np.float64), exact, rtol=2**-11, atol=case.tolerance)

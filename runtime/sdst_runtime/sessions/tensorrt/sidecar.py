@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...contracts import FeatureSpec
+from ...contracts import KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
 from ...errors import ContractError, InputError, first_fault
 from ...files import write_json
 from ..base import TensorInfo
@@ -120,8 +120,8 @@ class Sidecar:
 
     def metadata(self) -> dict[str, str]:
         """What an ONNX file of the same model says of itself, and the limits."""
-        own = {"sdst.spec": self.spec.to_json(), "sdst.kind": self.kind, "sdst.precision": self.precision}
-        steps = {"sdst.steps": str(self.steps)} if self.kind == "head" else {}
+        own = {SPEC_KEY: self.spec.to_json(), KIND_KEY: self.kind, PRECISION_KEY: self.precision}
+        steps = {STEPS_KEY: str(self.steps)} if self.kind == "head" else {}
         return own | steps | {f"sdst.{name}": str(limit) for name, limit in self.limits.items()}
 
 

@@ -24,7 +24,9 @@ from mocked_tensorrt import (
     mocked_tensorrt,
     rdsa_engine,
 )
-from rdsa_cases import SMALL_CASES, RdsaCase, make_inputs, oracle
+from rdsa_cases import SMALL_CASES, RdsaCase, make_inputs
+
+from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle
 
 NAMES = ("ragged", "length_1", "one_clip_at_all", "two_clips", "beyond", "huge_offsets", "odd_points", "default_heads")
 CASES = [case for case in SMALL_CASES if case.name in NAMES]
@@ -133,7 +135,7 @@ def test_outputs_equal_the_oracle(tensorrt, dtype, tmp_path):
     rounding = 2**-11 if dtype == "half" else 0  # of the result, relative
     for case in CASES:
         out = np.load(tmp_path / f"{case.name}.npy")
-        expected = oracle(**_inputs(case, dtype), num_heads=case.H, num_points=case.P)
+        expected = rdsa_oracle(**_inputs(case, dtype), num_heads=case.H, num_points=case.P)
         assert out.dtype == (np.float16 if dtype == "half" else np.float32)
         np.testing.assert_allclose(out, expected, rtol=rounding, atol=case.tolerance, err_msg=case.name)
 
@@ -370,8 +372,8 @@ def test_chained_nodes_profiles_and_device_memory(tensorrt, tmp_path):
     assert (said["batch in profile 0"], said["profile"]) == (False, True)
     assert (said["no memory"], said["memory"], said["used"]) == (False, True, True)
     inputs = _chain_inputs()
-    hidden = oracle(inputs["value"], inputs["endpoints"], inputs["reference"], inputs["length"], 2, 4)
+    hidden = rdsa_oracle(inputs["value"], inputs["endpoints"], inputs["reference"], inputs["length"], 2, 4)
     for _ in range(2):
-        hidden = oracle(hidden, inputs["endpoints_2"], inputs["reference"], inputs["length_2"], 2, 4)
+        hidden = rdsa_oracle(hidden, inputs["endpoints_2"], inputs["reference"], inputs["length_2"], 2, 4)
     for name in ("managed", "own"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), hidden, rtol=0, atol=3e-5, err_msg=name)
