@@ -24,7 +24,7 @@ import torch
 
 from sdst.cli import main
 from sdst.demo import BACKBONE
-from sdst.features import find_videos
+from sdst.videos import find_videos
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.data.features import read_text_features, read_video_features, text_feature_path, video_feature_path
 from sdst_runtime.errors import ContractError, InputError
