@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.data.annotations import Row
 from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.data.dataset import Sample, load_split
 from sdst_runtime.errors import InputError, require_package
 from sdst_runtime.grounding.bundle import MANIFEST, Bundle
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.metrics.postprocess import Postprocess
-from sdst_runtime.metrics.tables import Row
 from sdst_runtime.sessions.base import Session
 from sdst_train.presets import PRESETS
 

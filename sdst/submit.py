@@ -8,12 +8,12 @@ from typing import Any
 
 import tyro
 
+from sdst_runtime.data.annotations import Row
 from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.errors import InputError
 from sdst_runtime.metrics.postprocess import Postprocess
 from sdst_runtime.metrics.score import score
 from sdst_runtime.metrics.submission import check_predictions, complete_saliency, write_submission
-from sdst_runtime.metrics.tables import Row
 
 from .models import OpenedModel, data_of, has_windows, load_samples, open_model, predict_samples
 

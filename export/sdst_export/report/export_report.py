@@ -9,16 +9,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnxscript import ir
 from rich.console import Group
 from rich.table import Table
 from torch import nn
 
-from sdst_runtime.errors import ContractError, InputError, first_fault
+from sdst_runtime.errors import InputError
 from sdst_runtime.files import write_json
 from sdst_runtime.grounding.bundle import EXPORT_REPORT
+from sdst_runtime.strict_json import read_strict
 from sdst_train.model.sdst import in_both_units
 
 from ..half import Precision
@@ -59,16 +59,10 @@ def write_report(report: ExportReport, directory: Path) -> None:
 
 def read_report(directory: Path) -> ExportReport:
     """The report of a bundle. Raises InputError when there is none, ContractError when it does not parse."""
-    from pydantic import TypeAdapter, ValidationError
-
     path = directory / EXPORT_REPORT
     if not path.is_file():
         raise InputError(f"{directory}: holds no {EXPORT_REPORT}; export it again")
-    adapter: Any = TypeAdapter(ExportReport)
-    try:
-        return adapter.validate_json(path.read_bytes(), strict=True, extra="forbid")
-    except ValidationError as error:
-        raise ContractError(f"{path}: does not parse: {first_fault(error)}; export the bundle again") from error
+    return read_strict(ExportReport, path, "export the bundle again")
 
 
 def report_table(report: ExportReport) -> Group:
