@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import interleave, report
 
-from sdst.eval import data_of, load_samples, open_head
+from sdst.models import data_of, load_samples, open_model
 from sdst_calib.feeds import spread
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.grounding.bundle import Bundle
@@ -35,7 +35,7 @@ def main(
     seconds: float = 10.0,
 ) -> None:
     """A row an output, then the times."""
-    reference = open_head(fp32)
+    reference = open_model(fp32)
     samples = spread(load_samples(reference, data_of(reference, data, root), "val"), queries)
     inputs = [pad_inputs([sample.video], [sample.text]) for sample in samples]
     files = Bundle.open(int8)

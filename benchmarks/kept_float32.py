@@ -21,10 +21,11 @@ from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
-from sdst.eval import SplitName, data_of, load_samples, open_head
+from sdst.models import data_of, load_samples, open_model
 from sdst_calib.parity.measure import Candidate, measure_parity
 from sdst_calib.parity.tolerances import Tolerances
 from sdst_calib.taps import open_graph
+from sdst_runtime.data.config import SplitName
 from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.sessions.base import GroundingModel, open_session
 
@@ -49,7 +50,7 @@ def main(
     split: SplitName = "val",
 ) -> None:
     """A row a part."""
-    reference = open_head(fp32)
+    reference = open_model(fp32)
     chosen = data_of(reference, data, root)
     samples = load_samples(reference, chosen, split)
     own = Candidate("fp32", reference.session, "fp32", Tolerances())

@@ -35,7 +35,7 @@ from sdst_train.study.ablation_report import (
 
 from .options import parse_options, take_config_name
 from .progress import make_bar
-from .train import load_with_progress
+from .training import load_with_progress, prepare_data
 
 PROG = "sdst ablate"
 
@@ -131,10 +131,7 @@ class _Work:
     def _load(self, run: Run) -> tuple[Split, Split]:
         data = run.config.data
         if data not in self.splits:
-            if run.config.preset == "demo":
-                from .demo.prepare import prepare_features
-
-                prepare_features(data, run.pool or "adaptive")
+            prepare_data(run.config, run.pool or "adaptive")
             train_split, val_split = (load_with_progress(run.config, split, self.console) for split in ("train", "val"))
             self.splits[data] = train_split, val_split
         return self.splits[data]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tyro
@@ -13,13 +12,14 @@ from sdst_calib.audit.ranges import GraphRanges, calibrate, read_ranges, write_r
 from sdst_calib.audit.rules import find_faults, write_keep
 from sdst_calib.feeds import QueryFeeds, spread
 from sdst_calib.taps import open_graph
+from sdst_runtime.data.config import SplitName
 from sdst_runtime.errors import ContractError
 from sdst_runtime.files import make_directory
 from sdst_runtime.grounding.bundle import Bundle
 
-from .eval import SplitName, data_of, load_samples, open_head
-from .features import find_videos
+from .models import data_of, load_samples, open_model, say
 from .progress import counted
+from .videos import find_videos
 
 
 def ranges(
@@ -51,12 +51,13 @@ def ranges(
         path = out / f"{model}.ranges.json"
         identity = (model, feeds.model_sha256(model), feeds.data_sha256(model))
         if path.is_file() and _identity(read_ranges(path)) == identity:
-            _say(f"{path}: of the same model and data, kept")
+            say(f"{path}: of the same model and data, kept")
             continue
         with counted(f"ranges of {model}") as on_done:
-            found = calibrate(open_graph(feeds.bundle.path(model)), feeds.of(model), identity, on_done)
-        write_ranges(path, found)
-        _say(f"{path}: {len(found.tensors)} tensors, {found.feeds} inputs, {_largest(found)}{_warning(found)}")
+            measured = calibrate(open_graph(feeds.bundle.path(model)), feeds.of(model), identity, on_done)
+        write_ranges(path, measured)
+        counts = f"{len(measured.tensors)} tensors, {measured.feeds} inputs"
+        say(f"{path}: {counts}, {_largest(measured)}{_warning(measured)}")
 
 
 def audit(
@@ -94,9 +95,9 @@ def audit(
     write_audit(out, audits, findings, facts)
     write_keep(out / KEEP_FILE, findings)
     for finding in findings:
-        _say(f"{finding.model}: {finding.fault} at {finding.key}: {finding.reason}")
+        say(f"{finding.model}: {finding.fault} at {finding.key}: {finding.reason}")
     if not findings:
-        _say("nothing needs to stay float32 beyond what an fp16 bundle keeps")
+        say("nothing needs to stay float32 beyond what an fp16 bundle keeps")
     print(out / "audit.html")  # noqa: T201
 
 
@@ -107,8 +108,8 @@ def _feeds(
     precision = open_graph(bundle.path("head")).metadata.get("sdst.precision")
     if precision != "fp32":
         raise ContractError(f"{directory}: expected an fp32 bundle, got {precision}; export the checkpoint in fp32")
-    head = open_head(directory)
-    samples = spread(load_samples(head, data_of(head, data, root), split), queries)
+    opened = open_model(directory)
+    samples = spread(load_samples(opened, data_of(opened, data, root), split), queries)
     return QueryFeeds(bundle, samples, {} if videos is None else find_videos(videos))
 
 
@@ -117,15 +118,11 @@ def _identity(ranges: GraphRanges) -> tuple[str, str, str]:
 
 
 def _largest(ranges: GraphRanges) -> str:
-    made = {name: tensor for name, tensor in ranges.tensors.items() if tensor.place != "input"}
-    name, tensor = max(made.items(), key=lambda item: item[1].amax)
+    computed = {name: tensor for name, tensor in ranges.tensors.items() if tensor.place != "input"}
+    name, tensor = max(computed.items(), key=lambda item: item[1].amax)
     return f"largest |x| {tensor.amax:.4g} in {name}" + (f" ({tensor.place})" if tensor.place else "")
 
 
 def _warning(ranges: GraphRanges) -> str:
     broken = [name for name, tensor in ranges.tensors.items() if tensor.nan or tensor.inf]
     return f"; {len(broken)} of them hold NaN or infinity, the first is {broken[0]}" if broken else ""
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from sdst_runtime.data import config as data_config
-from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.data.dataset import Inspection, Spread, inspect_split, load_split
 from sdst_runtime.errors import InputError
 from sdst_runtime.metrics.score import metric_names
 
 from .options import data_options
 
-SPLITS: tuple[data_config.Split, ...] = ("train", "val", "test")
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 def check(arguments: list[str]) -> None:
@@ -27,19 +26,21 @@ def check_data(data: DataConfig) -> None:
     """Print what each split holds, what is mended, and every problem. Raises InputError when there is any."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     # a test split may be released without its windows
-    there: list[data_config.Split] = [name for name in SPLITS if getattr(data, name)]
-    found = {name: inspect_split(data, name, labelled=name != "test") for name in there}
-    usable = {name: inspection for name, inspection in found.items() if inspection.queries}
+    present: list[SplitName] = [name for name in SPLITS if getattr(data, name)]
+    inspections = {name: inspect_split(data, name, labelled=name != "test") for name in present}
+    usable = {name: inspection for name, inspection in inspections.items() if inspection.queries}
     if usable:
         console.print(_overview(usable))
     for name in SPLITS:
-        if name not in found:
+        if name not in inspections:
             console.print(f"{name}: none in this data set (data.{name} is empty)")
-    for name, inspection in found.items():
+    for name, inspection in inspections.items():
         for line in inspection.repairs.lines():
             console.print(f"{name}: {line}")
-    problems = [f"{name}: {line}" for name, inspection in found.items() for line in inspection.problems]
-    problems = problems or [f"{name}: {line}" for name in there if name != "train" for line in _unscorable(data, name)]
+    problems = [f"{name}: {line}" for name, inspection in inspections.items() for line in inspection.problems]
+    problems = problems or [
+        f"{name}: {line}" for name in present if name != "train" for line in _unscorable(data, name)
+    ]
     for line in problems:
         console.print(line)
     if problems:
@@ -48,7 +49,7 @@ def check_data(data: DataConfig) -> None:
     console.print("all is well")
 
 
-def _unscorable(data: DataConfig, name: data_config.Split) -> list[str]:
+def _unscorable(data: DataConfig, name: SplitName) -> list[str]:
     """What keeps the official metrics from a split that training would take, as an empty window."""
     samples = load_split(data, name, labelled=name != "test").samples
     try:
@@ -59,17 +60,17 @@ def _unscorable(data: DataConfig, name: data_config.Split) -> list[str]:
     return []
 
 
-def _overview(found: Mapping[str, Inspection]) -> Table:
-    table = Table("", *found)
+def _overview(inspections: Mapping[str, Inspection]) -> Table:
+    table = Table("", *inspections)
     for title, values in (
-        ("queries", [str(i.queries) for i in found.values()]),
-        ("videos", [str(i.videos) for i in found.values()]),
-        ("clips of a video", [_spread(i.clips) for i in found.values()]),
-        ("tokens of a query", [_spread(i.tokens) for i in found.values()]),
-        ("layers", [str(i.layers) for i in found.values()]),
-        ("widths: video, text", [f"{i.video_width}, {i.text_width}" for i in found.values()]),
-        ("windows", [str(i.windows) for i in found.values()]),
-        ("most of a query", [str(i.most_windows) for i in found.values()]),
+        ("queries", [str(i.queries) for i in inspections.values()]),
+        ("videos", [str(i.videos) for i in inspections.values()]),
+        ("clips of a video", [_spread(i.clips) for i in inspections.values()]),
+        ("tokens of a query", [_spread(i.tokens) for i in inspections.values()]),
+        ("layers", [str(i.layers) for i in inspections.values()]),
+        ("widths: video, text", [f"{i.video_width}, {i.text_width}" for i in inspections.values()]),
+        ("windows", [str(i.windows) for i in inspections.values()]),
+        ("most of a query", [str(i.most_windows) for i in inspections.values()]),
     ):
         table.add_row(title, *values)
     return table

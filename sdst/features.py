@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +17,8 @@ from sdst_train.backbone.vision import Pool
 from sdst_train.loop.device import DTYPES, Device, Precision, choose_device, choose_precision
 
 from .progress import make_bar
+from .videos import find_videos
 
-LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
-SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 DType = Literal["float16", "float32"]
 _LOG_EVERY_S = 60.0  # where there is no terminal to draw a bar on
 
@@ -54,12 +51,12 @@ def video(
         precision: Of matrix products; auto: bf16 on a GPU, fp32 on a CPU.
         dtype: Of the new files.
     """
-    found = find_videos(videos)
+    files = find_videos(videos)
     place = choose_device(device)
     tower = load_backbone(backbone, pool).vision.to(place)
     with _Display("encoding videos", "clips") as display:
         result = extract_videos(
-            found, tower, out, batch_size=batch, workers=workers, precision=DTYPES[choose_precision(precision, place)],
+            files, tower, out, batch_size=batch, workers=workers, precision=DTYPES[choose_precision(precision, place)],
             dtype=dtype, on_progress=display.show, say=display.say,
         )  # fmt: skip
     failed, rate = len(result.failures), result.clips / display.elapsed_s()
@@ -69,7 +66,7 @@ def video(
     )
     if failed:
         raise PartialFailure(
-            f"{failed} of {len(found)} videos failed, see {out / FAILURES}; mend or leave them out and run again: "
+            f"{failed} of {len(files)} videos failed, see {out / FAILURES}; mend or leave them out and run again: "
             "the others are kept"
         )
 
@@ -108,40 +105,6 @@ def text(
     print(  # noqa: T201
         f"{out / 'text'}: distinct sentences of {len(queries)} queries: {result.made} made, {result.kept} kept"
     )
-
-
-def find_videos(place: Path) -> dict[str, Path]:
-    """The videos of a folder or of a list, by id. Raises InputError for none, or for two of one id."""
-    if place.is_dir():
-        there = (path for path in place.iterdir() if not path.name.startswith("."))
-        paths = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
-    elif place.suffix == ".txt":
-        paths = [Path(line.strip()) for line in _read(place).split("\n") if line.strip()]
-    else:
-        raise InputError(f"{place}: expected a folder of videos or a .txt file with a path a line")
-    if not paths:
-        raise InputError(f"{place}: no videos there; expected files of {', '.join(SUFFIXES)}")
-    return _by_id(paths)
-
-
-def _by_id(paths: Iterable[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in found:
-            raise InputError(f"{found[path.stem]} and {path} are both video {path.stem!r}: rename or leave out one")
-        if len(os.fsencode(path.stem)) > LONGEST_ID:
-            raise InputError(
-                f"{path}: its name is longer than {LONGEST_ID} bytes, too long for a feature file: rename it"
-            )
-        found[path.stem] = path
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
 
 
 class _Display:

@@ -6,7 +6,6 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import tyro
@@ -16,11 +15,10 @@ from sdst_runtime.contracts import EncodedVideo
 from sdst_runtime.errors import InputError, PartialFailure
 from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
 from sdst_runtime.machine import machine_facts, usable_cores
-from sdst_runtime.media.clips import key_frames
-from sdst_runtime.pages.report import QueryPanel, Report, StageLatency, VideoPanel, write_report
+from sdst_runtime.pages.report import QueryPanel, Report, write_report
 
-KEY_FRAMES = 10
-KEY_FRAME_HEIGHT = 144  # pixels
+from .panels import latency_rows, video_panel
+from .videos import LIST, read_list
 
 
 def ground(
@@ -54,7 +52,7 @@ def ground(
         raise InputError(f"--top: expected at least 1, got {top}")
     if not queries:
         raise InputError('no query given: expected  sdst ground VIDEO "a sentence" ... --bundle DIR')
-    is_list = video.suffix == ".txt"
+    is_list = video.suffix == LIST
     if is_list and report is not None:
         raise InputError("--report: expected one video, got a list of them; leave it out, or give one video")
     videos = read_list(video) if is_list else []
@@ -84,18 +82,6 @@ def ground_each(grounder: Grounder, videos: Sequence[Path], queries: Sequence[st
             print_answers(done.path, done.video, done.groundings, json, top)
     if failed:
         raise PartialFailure(f"{failed} of {len(videos)} videos failed, as said above; the others are done")
-
-
-def read_list(path: Path) -> list[Path]:
-    """The paths in a .txt file, one a line. Raises InputError when it cannot be read or is empty."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    videos = [Path(line.strip()) for line in lines if line.strip()]
-    if not videos:
-        raise InputError(f"{path}: no videos in it; expected the path of one on each line")
-    return videos
 
 
 def print_answers(video: Path, encoded: EncodedVideo, answers: Sequence[Grounding], json: bool, top: int) -> None:
@@ -155,28 +141,3 @@ def single_report(video: Path, grounder: Grounder, features: EncodedVideo, answe
         facts=(("bundle", str(grounder.bundle.directory)), ("backbone", features.spec.backbone)),
         notes=features.warnings,
     )
-
-
-def video_panel(video: Path, features: VideoFeatures, queries: tuple[QueryPanel, ...], note: str = "") -> VideoPanel:
-    """A video with evenly spaced key frames."""
-    times = [(i + 0.5) * features.duration_s / KEY_FRAMES for i in range(KEY_FRAMES)]
-    frames = tuple(zip(times, key_frames(video, times, KEY_FRAME_HEIGHT), strict=True))
-    return VideoPanel(video.name, features.duration_s, frames, queries, note)
-
-
-def latency_rows(grounder: Grounder, clips: int | None) -> tuple[StageLatency, ...]:
-    """Median of each stage; `clips` when every sample handled as many."""
-    samples = grounder.timings.samples
-    rows = [
-        StageLatency(stage, 1e3 * median(samples[stage]), len(samples[stage]), note, of_clips)
-        for stage, note, of_clips in (
-            ("decode", "a video", clips),
-            ("vision", "a video", clips),
-            ("projection", "a video", clips),
-            ("text", "a call", None),
-            ("head", "a call", None),
-        )
-        if samples[stage]
-    ]
-    total = sum(row.median_ms or 0 for row in rows)
-    return (*rows, StageLatency("total", total, min((row.samples for row in rows), default=0), "sum of the medians"))

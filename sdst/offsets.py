@@ -11,13 +11,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from sdst_runtime.data.config import SplitName
 from sdst_runtime.data.dataset import load_split
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import write_bytes, write_json
 from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.study.offsets import Offsets, Spread, StepSpread, draw, record_offsets, tabulate
 
-from .eval import BEST, SplitName
+from .models import BEST
 from .progress import counted
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -13,6 +13,7 @@ from sdst_runtime.errors import InputError
 from sdst_train.config import TrainConfig, parse_config
 from sdst_train.presets import PRESETS
 
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Options = TypeVar("Options")
 
 

@@ -19,6 +19,7 @@ from sdst_calib.parity.polygraphy_script import ScriptedBundle, require_script, 
 from sdst_calib.parity.tolerances import DEFAULTS, Tolerances, precision_of
 from sdst_calib.taps import require_onnx
 from sdst_runtime.contracts import STEPS_KEY
+from sdst_runtime.data.config import SplitName
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.errors import ContractError, InputError, PartialFailure
 from sdst_runtime.files import make_directory, write_json
@@ -26,7 +27,8 @@ from sdst_runtime.grounding.bundle import MANIFEST, Bundle
 from sdst_runtime.machine import machine_facts
 from sdst_runtime.sessions.base import GROUNDING_MODELS
 
-from .eval import BEST, Flag, Head, SplitName, data_of, has_windows, load_samples, open_head
+from .models import BEST, OpenedModel, data_of, has_windows, load_samples, open_model
+from .options import Flag
 from .progress import counted
 
 LOOKED_AT = 8  # queries whose tensors --layers compares, and that a script repeats
@@ -83,36 +85,36 @@ def parity(
         require_script(polygraphy_script, scripted)
     if layers:
         _require_graphs(models)
-    chosen = data_of(models.head, data, root)
-    samples = load_samples(models.head, chosen, split)
+    chosen = data_of(models.opened, data, root)
+    samples = load_samples(models.opened, chosen, split)
     if points is not None and not has_windows(samples):
         raise InputError(f"--points {points:g}: {chosen.annotations(split)} holds no windows to score; leave it out")
     for folder in (out, polygraphy_script and polygraphy_script.parent):
         if folder is not None:
             make_directory(folder)
     with counted("comparing") as on_done:
-        found = measure_parity(models.reference, models.candidates, samples, chosen, models.head.spec, on_done)
+        measured = measure_parity(models.reference, models.candidates, samples, chosen, models.opened.spec, on_done)
     copies = {name: str(path) for name, path in models.paths.items()}
     facts = {"data": str(chosen.annotations(split)), **copies, **dict(machine_facts())}
-    _write(out, found, {}, facts)
-    looked_at = [inputs_of([sample], models.head.spec) for sample in _spread(samples)]
+    _write(out, measured, {}, facts)
+    looked_at = [inputs_of([sample], models.opened.spec) for sample in _spread(samples)]
     reports = _layers(models, looked_at) if layers else {}
-    _write(out, found, reports, facts)
+    _write(out, measured, reports, facts)
     if polygraphy_script is not None:
         write_polygraphy_script(polygraphy_script, models.reference.session, scripted, looked_at)
-    _print(found, reports)
-    _require_within(found, reports)
+    _print(measured, reports)
+    _require_within(measured, reports)
 
 
-def _write(out: Path | None, found: Parity, reports: dict[str, LayerReport], facts: dict[str, str]) -> None:
+def _write(out: Path | None, measured: Parity, reports: dict[str, LayerReport], facts: dict[str, str]) -> None:
     if out is not None:
-        write_json(out / "parity.json", as_json(found, reports, facts))
-        write_page(out / "parity.html", found, reports, facts)
+        write_json(out / "parity.json", as_json(measured, reports, facts))
+        write_page(out / "parity.html", measured, reports, facts)
 
 
 @dataclass(frozen=True)
 class _Models:
-    head: Head  # the reference's
+    opened: OpenedModel  # the reference
     reference: Candidate
     candidates: list[Candidate]
     paths: dict[str, Path]  # by name, the reference's too
@@ -123,15 +125,15 @@ def _open(bundles: Sequence[Path], reference: Path | None, stated: Tolerances, t
     others = list(bundles) if reference is not None else list(bundles[1:])
     if path is None or not others:
         raise InputError("expected bundles and a --reference, or two bundles, of which the first is the reference")
-    head = open_head(path, threads)
-    steps = _steps_of(path, head)
+    own = open_model(path, threads)
+    steps = _steps_of(path, own)
     names = _names([path, *others])
     candidates = []
     for name, other in zip(names[1:], others, strict=True):
-        opened = open_head(other, threads)
+        opened = open_model(other, threads)
         if not _is_bundle(other):
             raise InputError(f"{other}: expected a bundle; a checkpoint can be the --reference only")
-        opened.spec.require(head.spec, have=other, need=path, exact=True, mend="compare exports of one checkpoint")
+        opened.spec.require(own.spec, have=other, need=path, exact=True, mend="compare exports of one checkpoint")
         if _steps_of(other, opened) != steps:
             raise ContractError(
                 f"{other}: has {_steps_of(other, opened)} steps, {path} has {steps}; compare exports of one checkpoint"
@@ -139,8 +141,8 @@ def _open(bundles: Sequence[Path], reference: Path | None, stated: Tolerances, t
         precision = precision_of(opened.session, other)
         tolerances = stated.or_else(DEFAULTS[precision])
         candidates.append(Candidate(name, opened.session, precision, tolerances))
-    own = Candidate(names[0], head.session, precision_of(head.session, path), Tolerances())
-    return _Models(head, own, candidates, dict(zip(names, [path, *others], strict=True)))
+    base = Candidate(names[0], own.session, precision_of(own.session, path), Tolerances())
+    return _Models(own, base, candidates, dict(zip(names, [path, *others], strict=True)))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -163,16 +165,16 @@ def _is_bundle(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def _steps_of(path: Path, head: Head) -> int:
+def _steps_of(path: Path, opened: OpenedModel) -> int:
     """K of a bundle's head or of a checkpoint."""
     if not _is_bundle(path):
-        return head.spec.layers
-    told = head.session.metadata.get(STEPS_KEY, "")
-    if not told.isdecimal():
+        return opened.spec.layers
+    steps = opened.session.metadata.get(STEPS_KEY, "")
+    if not steps.isdecimal():
         raise ContractError(
-            f"{path}: its head lacks the checkpoint's step count ({STEPS_KEY} is {told!r}); export the bundle again"
+            f"{path}: its head lacks the checkpoint's step count ({STEPS_KEY} is {steps!r}); export the bundle again"
         )
-    return int(told)
+    return int(steps)
 
 
 def _spread(samples: Sequence[Sample]) -> list[Sample]:
@@ -229,22 +231,22 @@ def _reference_graphs(path: Path) -> Iterator[dict[str, Path]]:
         yield graphs
 
 
-def _print(found: Parity, reports: dict[str, LayerReport]) -> None:
+def _print(measured: Parity, reports: dict[str, LayerReport]) -> None:
     console = Console(soft_wrap=True)
-    table = Table("against " + found.reference, *(candidate.name for candidate in found.candidates))
-    columns = [_cells(found, candidate) for candidate in found.candidates]
+    table = Table("against " + measured.reference, *(candidate.name for candidate in measured.candidates))
+    columns = [_cells(measured, candidate) for candidate in measured.candidates]
     for name in dict.fromkeys(name for cells in columns for name in cells):
         table.add_row(name, *(cells.get(name, "") for cells in columns))  # no metrics where an output is not finite
     console.print(table)
     for name, report in reports.items():
         first = report.first
-        told = "none" if first is None else f"{first.tensor}, made by {first.node} in the {first.graph}"
+        where = "none" if first is None else f"{first.tensor}, made by {first.node} in the {first.graph}"
         below = f"first of {len(report.layers)} tensors below {report.least_snr_db:g} dB"
         apart = f"; {len(report.unmatched)} without a twin, not compared" if report.unmatched else ""
-        console.print(f"{name}: {below}: {told}{apart}", markup=False)
+        console.print(f"{name}: {below}: {where}{apart}", markup=False)
 
 
-def _cells(found: Parity, candidate: CandidateParity) -> dict[str, str]:
+def _cells(measured: Parity, candidate: CandidateParity) -> dict[str, str]:
     verdict = "within tolerance" if candidate.passed else "beyond tolerance"
     cells = {"precision": candidate.precision, "verdict": verdict}
     for name, error in candidate.tensors.items():
@@ -253,7 +255,7 @@ def _cells(found: Parity, candidate: CandidateParity) -> dict[str, str]:
     cells["best moments, IoU"] = f"{decided.top_iou:.5f}" if decided else "not finite"
     cells["rank agreement"] = f"{decided.rank:.5f}" if decided else "not finite"
     cells["same highest clip"] = f"{100 * decided.top_clip:.2f} %" if decided else "not finite"
-    cells["task"] = _task(found, candidate)
+    cells["task"] = _task(measured, candidate)
     for metric in candidate.metrics:
         apart = metric.difference
         shown = [f"{round(value, 2) + 0.0:+.2f}" for value in (apart.value, apart.low, apart.high)]  # no -0.00
@@ -261,16 +263,16 @@ def _cells(found: Parity, candidate: CandidateParity) -> dict[str, str]:
     return cells
 
 
-def _task(found: Parity, candidate: CandidateParity) -> str:
-    if not found.labelled:
+def _task(measured: Parity, candidate: CandidateParity) -> str:
+    if not measured.labelled:
         return "not measured, no windows"
-    return f"{found.labelled} of {found.queries} queries" if candidate.metrics else "not measured, not finite"
+    return f"{measured.labelled} of {measured.queries} queries" if candidate.metrics else "not measured, not finite"
 
 
-def _require_within(found: Parity, reports: dict[str, LayerReport]) -> None:
+def _require_within(measured: Parity, reports: dict[str, LayerReport]) -> None:
     faults = [
         f"{candidate.name}: {check.name} is {check.value:.3g}, the limit is {check.limit:.3g}"
-        for candidate in found.candidates
+        for candidate in measured.candidates
         for check in candidate.checks
         if not check.passed
     ]

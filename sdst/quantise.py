@@ -12,12 +12,13 @@ from sdst_calib.feeds import spread
 from sdst_calib.int8.calibrate import Int8Options, Int8Report, Queries, calibrate_int8, open_source
 from sdst_calib.int8.scales import Method
 from sdst_export.keep import NOTHING_KEPT, read_keep
+from sdst_runtime.data.config import SplitName
 from sdst_runtime.errors import InputError
 from sdst_runtime.sessions.base import GROUNDING_MODELS
 
-from .eval import Head, SplitName, data_of, has_windows, load_samples
-from .features import find_videos
+from .models import OpenedModel, data_of, has_windows, load_samples
 from .progress import counted
+from .videos import find_videos
 
 
 def int8(
@@ -56,14 +57,14 @@ def int8(
     named = tuple(name.strip() for name in models.split(","))
     options = Int8Options(method, named, budget, NOTHING_KEPT if exclude is None else read_keep(exclude))
     source = open_source(bundle, out)
-    head = Head(source.grounding_model(threads), source.manifest.spec, None)
-    chosen = data_of(head, data, root)
-    calibration = spread(load_samples(head, chosen, calibrate_on), queries)
-    measured = load_samples(head, chosen, split)
+    opened = OpenedModel(source.grounding_model(threads), source.manifest.spec, None)
+    chosen = data_of(opened, data, root)
+    calibration = spread(load_samples(opened, chosen, calibrate_on), queries)
+    measured = load_samples(opened, chosen, split)
     if not has_windows(measured):
         raise InputError(f"{chosen.annotations(split)}: holds no windows, nothing to measure on; give another --split")
-    given = Queries(calibration, measured, chosen, {} if videos is None else find_videos(videos))
-    report = calibrate_int8(source, out, given, options, counted, threads)
+    inputs = Queries(calibration, measured, chosen, {} if videos is None else find_videos(videos))
+    report = calibrate_int8(source, out, inputs, options, counted, threads)
     console = Console(stderr=True, highlight=False)
     console.print(_table(report))
     console.print(_layers(report), soft_wrap=True)
@@ -79,13 +80,13 @@ def _table(report: Int8Report) -> Table:
 
 def _layers(report: Int8Report) -> str:
     layers = sum(len(model.layers) for model in report.models.values())
-    kept = sum(len(model.kept) for model in report.models.values())
+    exempt = sum(len(model.kept) for model in report.models.values())
     worst = ", ".join(f"{one.layer} {one.drop:+.2f}" for one in report.sensitivity[:3])
-    told = [f"{layers} layers in int8, {kept} kept"]
+    lines = [f"{layers} layers in int8, {exempt} kept"]
     if worst:
-        told.append(f"most sensitive, in points: {worst}")
+        lines.append(f"most sensitive, in points: {worst}")
     if report.vision_snr_db is not None:
-        told.append(
+        lines.append(
             f"vision features {report.vision_snr_db:.1f} dB (the metrics are of the features that the data has)"
         )
-    return "; ".join(told)
+    return "; ".join(lines)

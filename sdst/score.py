@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from sdst_runtime.files import read_jsonl, write_json
 from sdst_runtime.metrics.evaluator import evaluate, moment_metrics
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+from .options import Flag
 
 
 def score(

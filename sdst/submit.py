@@ -8,13 +8,14 @@ from typing import Any
 
 import tyro
 
-from sdst_runtime.data.config import DataConfig
+from sdst_runtime.data.annotations import Row
+from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.errors import InputError
 from sdst_runtime.metrics.postprocess import Postprocess
-from sdst_runtime.metrics.score import Row, score
+from sdst_runtime.metrics.score import score
 from sdst_runtime.metrics.submission import check_predictions, complete_saliency, write_submission
 
-from .eval import Head, SplitName, data_of, has_windows, load_samples, open_head, predict_samples
+from .models import OpenedModel, data_of, has_windows, load_samples, open_model, predict_samples
 
 
 def submit(
@@ -41,23 +42,23 @@ def submit(
         threads: Threads for the model; default: all cores.
     """
     postprocess = Postprocess(nms, round_s, max_windows=windows)
-    head = open_head(model, threads)
-    chosen = data_of(head, data, root)
+    opened = open_model(model, threads)
+    chosen = data_of(opened, data, root)
     if chosen.metrics != "qvhighlights":
         raise InputError(f"a submission is for QVHighlights, the data's metrics are {chosen.metrics!r}; use  sdst eval")
-    val_rows, val_metrics = _checked(head, chosen, "val", postprocess, windows)
-    test_rows, test_metrics = _checked(head, chosen, "test", postprocess, windows)
+    val_rows, val_metrics = _checked(opened, chosen, "val", postprocess, windows)
+    test_rows, test_metrics = _checked(opened, chosen, "test", postprocess, windows)
     archive = write_submission(out, val_rows, test_rows)
     summary: dict[str, Any] = {"zip": str(archive), "bytes": archive.stat().st_size, "val": val_metrics}
     print(json.dumps(summary | ({"test": test_metrics} if test_metrics else {}), indent=4))  # noqa: T201
 
 
 def _checked(
-    head: Head, data: DataConfig, split: SplitName, postprocess: Postprocess, windows: int
+    opened: OpenedModel, data: DataConfig, split: SplitName, postprocess: Postprocess, windows: int
 ) -> tuple[list[Row], dict[str, float] | None]:
     """Valid rows of a split, and the metrics' "brief" block where it has windows."""
-    samples = load_samples(head, data, split)
+    samples = load_samples(opened, data, split)
     annotations = [sample.row for sample in samples]
-    rows = complete_saliency(predict_samples(head, samples, split, postprocess), annotations, data.clip_s)
+    rows = complete_saliency(predict_samples(opened, samples, split, postprocess), annotations, data.clip_s)
     check_predictions(rows, annotations, data.clip_s, windows)
     return rows, score(rows, samples, data)["brief"] if has_windows(samples) else None

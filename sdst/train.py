@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from sdst_runtime.data import config as data_config
-from sdst_runtime.data.dataset import Split, load_split
 from sdst_runtime.errors import InputError
 from sdst_train.config import TrainConfig, parse_config
-from sdst_train.loop.checkpoint import Checkpoint
-from sdst_train.loop.distributed import Team, join_team
 from sdst_train.loop.run_report import write_run_report
 from sdst_train.loop.state import forget_states
-from sdst_train.loop.train import Progress, finished
-from sdst_train.loop.train import train as run_training
-from sdst_train.model.sdst import in_both_units, parameter_count
+from sdst_train.loop.train import finished
 
 from .options import parse_options, take_config_name
-from .progress import counted, make_bar
+from .training import train_with_progress
 
 PROG = "sdst train"
 
@@ -75,81 +67,3 @@ def train(arguments: list[str]) -> None:
     root = Path(config.data.root).resolve()  # so that it is resumed and evaluated from anywhere
     config = replace(config, data=replace(config.data, root=str(root)))
     train_with_progress(config, options.out or Path(f"runs/{label}-{datetime.now():%Y%m%d-%H%M%S}"))
-
-
-def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False) -> Checkpoint:
-    """Load the data and train, with a bar, a line an epoch and a report at the end. Only the leader speaks."""
-    with join_team(config.device) as team:
-        console = Console(stderr=True, quiet=not team.leads)
-        if team.leads:
-            prepare(config)
-        run = team.tell(run)  # one name for all processes
-        train_split, val_split = (load_with_progress(config, split, console) for split in ("train", "val"))
-        repairs = [f"{name}: {line}" for name, split in (("train", train_split), ("val", val_split))
-                   for line in split.repairs.lines()]  # fmt: skip
-        for line in repairs:
-            console.print(f"repaired, {line}", highlight=False, markup=False)
-        console.print(f"run: {run}", highlight=False, soft_wrap=True)
-        try:
-            with _Display(console) as display:
-                best = run_training(
-                    config, train_split.samples, val_split.samples, train_split.spec, run,
-                    team=team, resume=resume, repairs=repairs, on_step=display.show, say=display.say,
-                )  # fmt: skip
-        except KeyboardInterrupt:
-            console.print(f"stopped; go on with  sdst train --resume {run}", highlight=False, soft_wrap=True)
-            raise
-        if team.leads:
-            _show_end(best, run, team)
-        return best
-
-
-def prepare(config: TrainConfig) -> None:
-    """The demo's data are made when they are missing; all others must be there."""
-    if config.preset == "demo":
-        from .demo.prepare import prepare_features
-
-        prepare_features(config.data)
-
-
-def load_with_progress(config: TrainConfig, split: data_config.Split, console: Console) -> Split:
-    """A split's samples, with a bar while feature files are looked at."""
-    with counted(f"looking at the {split} features", console) as on_done:
-        return load_split(config.data, split, on_done=on_done)
-
-
-class _Display:
-    """The bar, and a line an epoch."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar = make_bar(console)
-
-    def __enter__(self) -> _Display:
-        self.bar.start()
-        self.task = self.bar.add_task("training", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def show(self, progress: Progress) -> None:
-        loss = progress.losses["loss"]
-        self.bar.update(
-            self.task, completed=progress.step, total=progress.steps, description=f"training, loss {loss:.2f}"
-        )
-        if progress.metrics is not None:
-            shown = list(progress.metrics.items())[:4]
-            metrics = "  ".join(f"{name.removeprefix('MR-full-')} {value:.2f}" for name, value in shown)
-            self.say(f"epoch {progress.epoch}/{progress.epochs}  loss {loss:.2f}  {metrics}")
-
-
-def _show_end(best: Checkpoint, run: Path, team: Team) -> None:
-    report = write_run_report(run)
-    value = best.metrics[best.config.select_by]
-    print(f"trained parameters: {in_both_units(parameter_count(best.model))}")  # noqa: T201
-    print(f"{run / 'best.safetensors'}: epoch {best.epoch}, {best.config.select_by} {value:.2f}")  # noqa: T201
-    print(f"report: {report}", file=sys.stdout)  # noqa: T201

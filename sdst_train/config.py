@@ -5,13 +5,14 @@ Imports no torch: a bundle is evaluated with the data part of these configs alon
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from sdst_runtime.data.config import DataConfig
-from sdst_runtime.errors import ContractError, InputError, first_fault
+from sdst_runtime.errors import InputError
+from sdst_runtime.strict_json import parse_strict
 
 
 def check_choices(config: object) -> None:
@@ -130,23 +131,21 @@ def parse_config(text: str | bytes, source: str | Path) -> TrainConfig:
 
     Raises ContractError naming `source`, the first field that does not fit and, for an unknown one, the nearest name.
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(TrainConfig).validate_json(text, strict=True, extra="forbid")
-    except ValidationError as error:
-        fault = error.errors()[0]
-        unknown = fault["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        detail = _unknown_field(fault["loc"]) if unknown else first_fault(error)
-        raise ContractError(f"{source}: its config does not parse: {detail}") from error
-    except InputError as error:
-        raise ContractError(f"{source}: its config does not fit: {error}") from error
+    return parse_strict(TrainConfig, text, f"{source}: its config")
 
 
-def _unknown_field(path: tuple[int | str, ...]) -> str:
-    owner: Any = TrainConfig
-    for part in path[:-1]:
-        owner = get_type_hints(owner).get(str(part), owner)
-    names = [item.name for item in fields(owner)] if is_dataclass(owner) else []
-    near = difflib.get_close_matches(str(path[-1]), names, 1, 0)
-    return f"{'.'.join(map(str, path))}: no such field" + (f"; did you mean {near[0]}?" if near else "")
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config as a mapping, its parts' too, by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        parts = flatten(value) if isinstance(value, Mapping) else None
+        flat |= {name: value} if parts is None else {f"{name}.{part}": inner for part, inner in parts.items()}
+    return flat
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first field of `one` that `other` has otherwise or not at all, by dotted name, and both values."""
+    others = flatten(other)
+    return next(
+        ((name, mine, others.get(name)) for name, mine in flatten(one).items() if others.get(name) != mine), None
+    )

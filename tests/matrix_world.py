@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import make_exported, write_noise
-from test_eval import QUERIES, annotation, write_features
+from random_split import QUERIES, annotation, write_features
 
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.files import write_json, write_jsonl

@@ -34,6 +34,14 @@ ROOMS = {
     "sdst_runtime": ROOT / "runtime" / "sdst_runtime",
 }
 ORDER = list(ROOMS)
+FLOORS = (  # of sdst_runtime, from the top; a folder imports its own floor and lower ones
+    {"serving", "corpus"},
+    {"doctor", "bench"},
+    {"grounding", "metrics", "pages"},
+    {"data"},
+    {"sessions", "media"},
+    {""},  # the room's own files
+)
 IMPORTERS = {"import_module", "__import__", "require_package"}  # functions whose first argument names a module
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard", "tensorrt", "pycuda"}
 ENGINES = {"tensorrt", "pycuda"}  # of the extra tensorrt, for sdst_runtime/sessions/tensorrt alone and there when used
@@ -143,6 +151,80 @@ def test_runtime_uses_only_what_a_plain_installation_brings():
 
     assert "numpy" in plain
     assert found == set()
+
+
+# ---------------------------------------------------------------- verbs, floors, circles
+
+MODULES = {module_name(room, path).removesuffix(".__init__"): path for room in ORDER for path in sources(room)}
+
+
+def our_imports(name: str) -> set[str]:
+    """The modules of ours that a module names in its imports; `from package import name` leads to the deepest file."""
+    file = f"{name}.__init__" if MODULES[name].name == "__init__.py" else name
+    targets = set()
+    for _, imported in imports(MODULES[name].read_text(), file):
+        while imported and imported not in MODULES:
+            imported = imported.rpartition(".")[0]
+        targets.add(imported)
+    return targets - {"", name}
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of files of which each leads to all others."""
+    reached = {}
+    for start in arrows:
+        reached[start], waiting = set(), [start]
+        while waiting:
+            new = arrows[waiting.pop()] - reached[start]
+            reached[start] |= new
+            waiting += new
+    groups = {frozenset(other for other in reached[one] if one in reached[other]) for one in arrows}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def test_no_verb_imports_another_verb():
+    verbs = {where.split(":")[0] for where, _, _ in VERBS.values()}
+    crossed = {verb: our_imports(verb) & (verbs - {verb}) for verb in verbs}
+
+    assert len(verbs) > 10
+    assert {verb: others for verb, others in crossed.items() if others} == {}
+
+
+def test_no_circle_of_files():
+    assert circles({name: our_imports(name) for name in MODULES}) == []
+
+
+def test_the_checker_finds_a_circle():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+
+
+def folder_of(module: str) -> str:
+    """The folder of sdst_runtime that a module is in; "" for the room's own files."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (ROOMS["sdst_runtime"] / parts[1]).is_dir() else ""
+
+
+def test_the_floors_of_the_runtime():
+    floors = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
+    runtime = [name for name in MODULES if name.startswith("sdst_runtime.")]  # its __init__ names parts for others
+    wrong = [
+        f"{name} imports {other}"
+        for name in runtime
+        for other in our_imports(name)
+        if (own := folder_of(name)) != (their := folder_of(other)) and floors[own] > floors[their]
+    ]
+
+    assert {folder_of(name) for name in runtime} <= set(floors)
+    assert folder_of("sdst_runtime.grounding.bundle") == "grounding"
+    assert folder_of("sdst_runtime.files") == ""
+    assert wrong == []
+
+
+def test_every_folder_says_what_it_is_for():
+    folders = [path for path in MODULES.values() if path.name == "__init__.py"]
+    lengths = {str(path): len((ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()) for path in folders}
+
+    assert {path: lines for path, lines in lengths.items() if not 1 <= lines <= 3} == {}
 
 
 # ---------------------------------------------------------------- the name

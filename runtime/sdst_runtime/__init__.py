@@ -1,12 +1,4 @@
-"""Grounds sentences in video. Imports no torch; model runners and decoders are imported when first used.
-
-from sdst_runtime import Grounder
-
-grounder = Grounder.load("bundle")
-video = grounder.encode("video.mp4")                    # once
-answer = grounder.ground(video, "a red circle moves left")  # many times
-answer.moments[0].start_s, answer.moments[0].end_s, answer.moments[0].score
-"""
+"""Grounds sentences in video. Imports no torch; model runners and decoders are imported when first used."""
 
 from __future__ import annotations
 

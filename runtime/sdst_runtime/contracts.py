@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from .errors import ContractError, InputError, first_fault
+from .errors import ContractError, InputError
+from .strict_json import parse_strict
 
 # Keys of the metadata that an ONNX file carries, and that a session gives of any model file.
 SPEC_KEY, KIND_KEY, PRECISION_KEY, STEPS_KEY = "sdst.spec", "sdst.kind", "sdst.precision", "sdst.steps"
@@ -54,12 +54,7 @@ class FeatureSpec:
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> FeatureSpec:
         """Parse strictly. Raises ContractError naming `source` and the first field that does not fit."""
-        from pydantic import ValidationError
-
-        try:
-            return _spec_adapter().validate_json(text, strict=True, extra="forbid")
-        except ValidationError as error:
-            raise ContractError(f"{source}: feature contract does not parse: {first_fault(error)}") from error
+        return parse_strict(cls, text, f"{source}: feature contract")
 
     def require(
         self,
@@ -149,13 +144,6 @@ class Grounding:
     moments: tuple[Moment, ...]
     saliency: np.ndarray  # T, float32, cosine in -1..1
     clip_s: float
-
-
-@cache
-def _spec_adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(FeatureSpec)
 
 
 def _check(array: np.ndarray, shape: tuple[int | str, ...], what: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any
 
 from .distribution import install_command
 
@@ -39,13 +38,6 @@ class DeviceError(SdstError):
 
 class PartialFailure(SdstError):
     """Some of many could not be done; all others are, and stay. The command exits with 1."""
-
-
-def first_fault(error: Any) -> str:
-    """The first field that a pydantic ValidationError names, and what is wrong with it."""
-    fault = error.errors()[0]
-    field = ".".join(str(part) for part in fault["loc"]) or "the whole"
-    return f"{field}: {fault['msg']}"
 
 
 def require_package(module: str, extra: str) -> ModuleType:

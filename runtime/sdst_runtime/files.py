@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, InUseError
+from .strict_json import load_json
 
 _HEADER = "sdst"  # the one metadata entry of our safetensors files
 
@@ -149,10 +150,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        row = load_json(line, f"{path}, line {number}:")
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
@@ -166,10 +164,7 @@ def pack_header(**values: str) -> dict[str, str]:
 
 def unpack_header(metadata: dict[str, str] | None, keys: tuple[str, ...], source: str | Path) -> dict[str, str]:
     """The values of `pack_header`. Raises InputError naming `source` and the keys that are missing."""
-    try:
-        values = json.loads((metadata or {}).get(_HEADER, "{}"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{source}: its metadata is not JSON ({error.msg}); make the file again") from error
+    values = load_json((metadata or {}).get(_HEADER, "{}"), f"{source}: its metadata is", "make the file again")
     missing = [key for key in keys if not isinstance(values, dict) or not isinstance(values.get(key), str)]
     if missing:
         raise InputError(f"{source}: its metadata lacks {', '.join(missing)}; make the file again with this project")

@@ -9,7 +9,6 @@ Video i of a split depends on (seed, split, i) alone: counts may grow and nothin
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import numpy as np
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import write_json, write_jsonl
 from sdst_runtime.machine import interrupts_ignored
+from sdst_runtime.strict_json import read_json
 
 from .grammar import Event, is_held_out, sentences
 from .render import FramePlan, check_size, make_plan, render_video
@@ -176,12 +176,9 @@ def _claim(out: Path, world: dict[str, int]) -> None:
     if not path.is_file():
         write_json(path, world)
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; delete {out} or choose another folder") from error
+    stated = read_json(path, f"delete {out} or choose another folder")
     for field, value in world.items():
-        got = found.get(field) if isinstance(found, dict) else None
+        got = stated.get(field) if isinstance(stated, dict) else None
         if got != value:
             raise ContractError(
                 f"{out} holds demo videos made with {field} {got}, now {field} {value} is asked for: "

@@ -39,9 +39,9 @@ from sdst_train.model.sdst import in_both_units, parameter_count
 from sdst_train.model.torch_session import TorchSession
 from sdst_train.presets import PRESETS
 
-from ..ground import latency_rows, video_panel
+from ..panels import latency_rows, video_panel
 from ..progress import counted
-from ..train import train_with_progress
+from ..training import train_with_progress
 from .dataset import CLIP_S, render_dataset
 from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
 

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.errors import ContractError, InputError, first_fault
+from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import atomic_path, sha256_file
 from sdst_runtime.grounding.tokenizer import Tokenizer
+from sdst_runtime.strict_json import load_json, parse_strict
 
 from .tensors import first_ten, tensor_faults
 from .text import TextConfig, TextEncoder
@@ -230,9 +231,9 @@ def _parse_header(text: str | None, path: Path) -> dict[str, Any]:
     if text is None:
         raise ContractError(f"{path}: expected a backbone file, got safetensors without metadata {METADATA_KEY!r}")
     try:
-        header = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ContractError(f"{path}: metadata {METADATA_KEY!r} is not JSON ({error})") from error
+        header = load_json(text, f"{path}: metadata {METADATA_KEY!r} is")
+    except InputError as error:
+        raise ContractError(str(error)) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         got = header.get("format") if isinstance(header, dict) else type(header).__name__
         raise ContractError(f"{path}: expected backbone format {FORMAT}, got {got!r}; use the sdst that wrote it")
@@ -242,15 +243,8 @@ def _parse_header(text: str | None, path: Path) -> dict[str, Any]:
     return header
 
 
-def _parse_config(kind: type[Config], fields: dict[str, Any], source: str) -> Config:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(fields), strict=True, extra="forbid")
-    except ValidationError as error:
-        raise ContractError(f"{source} configuration does not parse: {first_fault(error)}") from error
-    except InputError as error:
-        raise ContractError(f"{source} configuration: {error}") from error
+def _parse_config(kind: type[Config], values: dict[str, Any], source: str) -> Config:
+    return parse_strict(kind, json.dumps(values), f"{source} configuration")
 
 
 def _parse_features(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import pack_header, unpack_header, write_bytes
+from sdst_runtime.strict_json import load_json
 
 from ..config import TrainConfig, parse_config
 from ..model.sdst import SDST
@@ -65,7 +66,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     model = SDST(config.model).eval()
     load_weights(model, weights, str(path))
     lengths = (int(header.get(name, 0)) for name in ("usual_clips", "longest_clips"))
-    return Checkpoint(model, config, spec, int(header["epoch"]), json.loads(header["metrics"]), *lengths)
+    metrics = load_json(header["metrics"], f"{path}: its metrics are", "train again")
+    return Checkpoint(model, config, spec, int(header["epoch"]), metrics, *lengths)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -69,14 +69,14 @@ class Learner:
         with torch.autocast(self.team.device.type, dtype, enabled=dtype != torch.float32):
             out = self._forward(**batch.inputs)
         losses = compute_losses(out, batch.targets, self.config.loss, self.team)
-        told = dict(zip(losses, self._over_team(torch.stack(list(losses.values()))), strict=True))
-        if not math.isfinite(told["loss"]):
+        values = dict(zip(losses, self._over_team(torch.stack(list(losses.values()))), strict=True))
+        if not math.isfinite(values["loss"]):
             raise InputError(
-                f"step {step}: the loss is {told['loss']}: lower learning_rate, now {self.config.learning_rate}, "
+                f"step {step}: the loss is {values['loss']}: lower learning_rate, now {self.config.learning_rate}, "
                 "or look for broken features"
             )
         self._descend(losses["loss"], step)
-        return told
+        return values
 
     def _descend(self, loss: Tensor, step: int) -> None:
         for group in self.optimizer.param_groups:

@@ -16,8 +16,9 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.files import read_jsonl, write_json
 from sdst_runtime.metrics.evaluator import LENGTH_RANGES_S
 from sdst_runtime.pages.report import Curve, MetricRow, Report, Table, write_report
+from sdst_runtime.strict_json import read_json
 
-from ..config import TrainConfig
+from ..config import TrainConfig, flatten
 from .published import BENCHMARKS
 
 HIGHLIGHTS = {"HD mAP": "HL-min-VeryGood-mAP", "HIT@1": "HL-min-VeryGood-Hit1"}  # shown name: evaluator's
@@ -137,25 +138,15 @@ def _by_length(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Fields by dotted name: those that differ from the defaults, and the others."""
-    defaults = _flat(json.loads(json.dumps(asdict(TrainConfig()))))
-    fields = _flat(config)
+    defaults = flatten(json.loads(json.dumps(asdict(TrainConfig()))))
+    fields = flatten(config)
     changed = {name: value for name, value in fields.items() if name not in defaults or defaults[name] != value}
     return {"changed": changed, "default": {name: value for name, value in fields.items() if name not in changed}}
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return fields
-
-
 def _read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
     mend = "give the folder of a run that  sdst train  wrote"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; {mend}") from error
+    values = read_json(path, mend)
     missing = [key for key in keys if key not in values]
     if missing:
         raise InputError(f"{path}: expected it to hold {', '.join(missing)}; {mend}")

@@ -32,8 +32,9 @@ from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import only_process, remove_leftovers, write_json
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.metrics.score import metric_names, score
+from sdst_runtime.strict_json import read_json
 
-from ..config import TrainConfig
+from ..config import TrainConfig, difference
 from ..model.sdst import SDST
 from ..model.torch_session import TorchSession
 from .batches import RunBatches, load_batches, needed_layers
@@ -284,24 +285,24 @@ class _Trainer:
         return f"torch {torch.__version__}, {place}, {self.team.world} process(es)"
 
     def _note_end(self, finished: dict[str, Any]) -> None:
-        facts = json.loads((self.run / "run.json").read_text(encoding="utf-8"))
+        facts = read_json(self.run / "run.json")
         write_json(self.run / "run.json", {**facts, "finished": finished})
 
 
 def finished(run: Path) -> dict[str, Any] | None:
     """How a run ended, as run.json says: reason, best_epoch, seconds; None while it has not."""
     path = run / "run.json"
-    return json.loads(path.read_text(encoding="utf-8"))["finished"] if path.is_file() else None
+    return read_json(path)["finished"] if path.is_file() else None
 
 
 def _claim(run: Path, team: Team, resume: bool) -> None:
     """A new run needs an unused folder; a resumed one must be unfinished."""
     path = run / "config.json"
-    found = team.tell((path.is_file(), finished(run)) if team.leads else None)
-    if not resume and found[0]:
+    used, end = team.tell((path.is_file(), finished(run)) if team.leads else None)
+    if not resume and used:
         raise InputError(f"{run} holds a run already: go on with  sdst train --resume {run}  or choose another --out")
-    if resume and found[1]:
-        raise InputError(f"{run} has finished ({found[1]['reason']}): there is nothing to resume; start a new run")
+    if resume and end:
+        raise InputError(f"{run} has finished ({end['reason']}): there is nothing to resume; start a new run")
 
 
 def digest_rows(samples: Sequence[Sample]) -> str:
@@ -312,17 +313,9 @@ def digest_rows(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _require_same(stored: dict[str, Any], given: dict[str, Any], run: Path) -> None:
-    """Raise ContractError when a field that shapes the run has changed since the state was written."""
-    for name, value in _fields(given).items():
-        if _fields(stored).get(name) != value:
-            raise ContractError(
-                f"{run}: it began with {name} = {_fields(stored).get(name)!r}, not {value!r}; set it back"
-            )
-
-
-def _fields(config: dict[str, Any]) -> dict[str, Any]:
-    """Names with dots to values, in JSON's types, without those that change neither batches nor arithmetic."""
-    flat = {name: value for name, value in config.items() if name not in ("model", "loss", *FREE_TO_CHANGE)}
-    parts = {f"{part}.{name}": value for part in ("model", "loss") for name, value in config[part].items()}
-    return flat | parts
+def _require_same(stored: dict[str, Any], asked: dict[str, Any], run: Path) -> None:
+    """Raise ContractError when a field that shapes batches or arithmetic has changed since the state was written."""
+    changed = difference(*({name: c[name] for name in c if name not in FREE_TO_CHANGE} for c in (asked, stored)))
+    if changed is not None:
+        name, value, begun = changed
+        raise ContractError(f"{run}: it began with {name} = {begun!r}, not {value!r}; set it back")

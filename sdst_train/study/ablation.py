@@ -7,19 +7,19 @@ is an ordinary run. Metrics are percent, under the evaluator's names, of a run's
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdst_runtime.data.dataset import Split
 from sdst_runtime.errors import ContractError, InputError, InUseError
 from sdst_runtime.files import only_process
+from sdst_runtime.strict_json import read_json
 
 from ..backbone.vision import POOLS, Pool
-from ..config import LossConfig, ModelConfig, TrainConfig, parse_config
+from ..config import LossConfig, ModelConfig, TrainConfig, difference, parse_config
 from ..loop.distributed import ALONE, Team
 from ..loop.train import Progress, train
 
@@ -63,8 +63,8 @@ class Statistic:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell of the comparison; without a finished run it has no statistics."""
+class CellStatistics:
+    """One cell of the comparison: its finished runs; without a finished run it has no statistics."""
 
     cell: str
     n: int  # finished runs
@@ -97,22 +97,23 @@ def read_result(run: Run) -> Result | None:
     Raises ContractError naming the first field in which the run in the folder differs from the one that is asked for,
     InputError for a file that does not parse.
     """
-    config, facts = run.directory / "config.json", run.directory / "run.json"
-    if not config.is_file() or not facts.is_file():
+    config, path = run.directory / "config.json", run.directory / "run.json"
+    if not config.is_file() or not path.is_file():
         return None
     _require_same(parse_config(config.read_bytes(), config), run.config, config)
-    told = _read_json(facts)
-    if told["finished"] is None:
+    mend = "remove the folder of this run to train it again"
+    facts = read_json(path, mend)
+    if facts["finished"] is None:
         return None
-    brief = _read_json(run.directory / "val_metrics.json")["brief"]
+    brief = read_json(run.directory / "val_metrics.json", mend)["brief"]
     return Result(
         cell=run.cell,
         seed=run.config.seed,
         metrics={name: value for name, value in brief.items() if value is not None},
-        best_epoch=told["finished"]["best_epoch"],
-        seconds=told["finished"]["seconds"],
-        machine=told["machine"],
-        versions=told["versions"],
+        best_epoch=facts["finished"]["best_epoch"],
+        seconds=facts["finished"]["seconds"],
+        machine=facts["machine"],
+        versions=facts["versions"],
     )
 
 
@@ -166,13 +167,13 @@ def finish_run(
     return result
 
 
-def compare(runs: Sequence[Run], results: Sequence[Result]) -> list[Row]:
+def compare(runs: Sequence[Run], results: Sequence[Result]) -> list[CellStatistics]:
     """A row a cell, in the order of the runs, from the results that are there."""
     rows = []
     for cell in dict.fromkeys(run.cell for run in runs):
         own = [result for result in results if result.cell == cell]
         names = [name for name in (own[0].metrics if own else ()) if all(name in r.metrics for r in own)]
-        rows.append(Row(cell, len(own), {name: statistic([r.metrics[name] for r in own]) for name in names}))
+        rows.append(CellStatistics(cell, len(own), {name: statistic([r.metrics[name] for r in own]) for name in names}))
     return rows
 
 
@@ -207,15 +208,15 @@ def _cells(config: TrainConfig, over: Sequence[str]) -> list[tuple[str, TrainCon
 
 def _factors() -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Every factor: the part of the config that holds it ("" for the config itself) and its values."""
-    found: dict[str, tuple[str, tuple[Any, ...]]] = {}
+    factors: dict[str, tuple[str, tuple[Any, ...]]] = {}
     for part, owner in (("model", ModelConfig), ("loss", LossConfig), ("", TrainConfig)):
         hints = get_type_hints(owner)
-        found |= {
+        factors |= {
             field.name: (part, get_args(hints[field.name]))
             for field in fields(owner)
             if get_origin(hints[field.name]) is Literal
         }
-    return {**found, POOLING: ("data", POOLS)}
+    return {**factors, POOLING: ("data", POOLS)}
 
 
 def _value(config: TrainConfig, factor: str) -> Any:
@@ -237,29 +238,10 @@ def _require_same(stored: TrainConfig, asked: TrainConfig, path: Path) -> None:
     """Raise ContractError unless they agree in all that a run does not fill in by itself."""
     widths = {"video_width": stored.model.video_width, "text_width": stored.model.text_width}
     precision = stored.precision if asked.precision == "auto" else asked.precision
-    difference = _difference(stored, replace(asked, model=replace(asked.model, **widths), precision=precision))
-    if difference is not None:
-        name, have, want = difference
+    wanted = replace(asked, model=replace(asked.model, **widths), precision=precision)
+    changed = difference(asdict(stored), asdict(wanted))
+    if changed is not None:
+        name, have, want = changed
         raise ContractError(
             f"{path}: {name} is {have!r} in this run, {want!r} was asked for; ask for the same or choose another --out"
         )
-
-
-def _difference(one: Any, other: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
-    """The first field that differs, by dotted name, and its two values."""
-    for field in fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if is_dataclass(a):
-            inner = _difference(a, b, f"{prefix}{field.name}.")
-            if inner is not None:
-                return inner
-        elif a != b:
-            return prefix + field.name, a, b
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; remove the folder of this run to train it again") from error

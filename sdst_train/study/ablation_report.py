@@ -19,7 +19,7 @@ from sdst_runtime.data.config import DataConfig
 from sdst_runtime.files import write_bytes, write_json, write_text
 
 from ..loop.run_report import HIGHLIGHTS, MOMENTS, RETRIEVAL
-from .ablation import BASE, Result, Row, Run, Statistic, compare
+from .ablation import BASE, CellStatistics, Result, Run, Statistic, compare
 
 BLUE, ORANGE, GREY, PALE = (
     "#0072B2",
@@ -37,7 +37,7 @@ class Comparison:
     base: str  # the values of the factors in the base
     select_by: str
     metrics: dict[str, str]  # those shown: shown name to the evaluator's
-    rows: list[Row]
+    rows: list[CellStatistics]
     results: list[Result]
     missing: list[str]  # runs that are not finished
 
@@ -167,7 +167,7 @@ def _draw_panel(panel: Axes, title: str, statistics: Mapping[str, Statistic | No
     panel.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _is_known(name: str, rows: Sequence[Row]) -> bool:
+def _is_known(name: str, rows: Sequence[CellStatistics]) -> bool:
     """A metric that no finished run has, as HIT@1 without saliency, is not shown; before the first run all are."""
     return not any(row.n for row in rows) or any(name in row.statistics for row in rows)
 

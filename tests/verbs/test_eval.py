@@ -12,20 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_split import QUERIES, annotation, write_features
 
 from sdst.cli import main
-from sdst_runtime.contracts import FeatureSpec, TextFeatures, VideoFeatures
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import load_split
-from sdst_runtime.data.features import text_feature_path, video_feature_path, write_text_features, write_video_features
 from sdst_runtime.files import read_jsonl, write_json, write_jsonl
 from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.metrics.evaluator import evaluate
 from sdst_train.config import TrainConfig
-
-DURATIONS_S = (24, 17, 30, 21.5)
-QUERIES = 12  # of each split
 
 
 @dataclass(frozen=True)
@@ -40,34 +36,6 @@ class World:
 
     def truth(self, split: str) -> list[dict]:
         return read_jsonl(self.root / f"{split}.jsonl")
-
-
-def annotation(rng: np.random.Generator, qid: int, split: str) -> dict:
-    video = qid % len(DURATIONS_S)
-    duration = DURATIONS_S[video]
-    start = int(rng.integers(0, 10))
-    end = int(rng.integers(start + 2, 17))
-    clips = list(range(start, end))
-    return {
-        "qid": qid,
-        "query": f"{split} query {qid // 2}",
-        "vid": f"{split}_{video}",
-        "duration": duration,
-        "relevant_windows": [[start, end]],
-        "relevant_clip_ids": clips,
-        "saliency_scores": rng.integers(0, 5, (len(clips), 3)).tolist(),
-    }
-
-
-def write_features(rows: list[dict], directory: Path, spec: FeatureSpec, rng: np.random.Generator) -> None:
-    """Three layers, of which the model takes the last two; half-precision video."""
-    for vid, duration in {row["vid"]: row["duration"] for row in rows}.items():
-        shape = (int(np.ceil(duration)), spec.layers, spec.video_width)
-        features = rng.normal(size=shape).astype(np.float16)
-        write_video_features(video_feature_path(directory, vid), VideoFeatures(features, duration, spec))
-    for query in {row["query"]: None for row in rows}:
-        features = rng.normal(size=(spec.layers, int(rng.integers(4, 9)), spec.text_width)).astype(np.float32)
-        write_text_features(text_feature_path(directory, query), TextFeatures(features, query, spec))
 
 
 @pytest.fixture(scope="module")

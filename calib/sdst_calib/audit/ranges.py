@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sdst_runtime.errors import ContractError, InputError, first_fault
+from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import write_bytes
+from sdst_runtime.strict_json import read_strict
 
 from ..taps import Feeds, Graph, groups, pieces, run_tapped
 
@@ -91,22 +91,15 @@ def calibrate(
 
 def write_ranges(path: Path, ranges: GraphRanges) -> None:
     """Write the JSON file. Raises InputError when it cannot be written."""
-    write_bytes(path, _adapter().dump_json(ranges))
+    from pydantic import TypeAdapter
+
+    write_bytes(path, TypeAdapter(GraphRanges).dump_json(ranges))
 
 
 def read_ranges(path: Path) -> GraphRanges:
     """Read a file of `write_ranges`, strictly. Raises InputError when it is missing, ContractError when it does not
     parse or has another format."""
-    from pydantic import ValidationError
-
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; make it with  sdst calibrate ranges") from error
-    try:
-        ranges = _adapter().validate_json(text, strict=True, extra="forbid")
-    except ValidationError as error:
-        raise ContractError(f"{path}: does not parse: {first_fault(error)}; delete it and calibrate again") from error
+    ranges = read_strict(GraphRanges, path, "delete it and calibrate again, with  sdst calibrate ranges")
     if ranges.format != FORMAT:
         raise ContractError(f"{path}: format {ranges.format}, this sdst reads {FORMAT}; delete it and calibrate again")
     return ranges
@@ -155,12 +148,6 @@ class RangeCounter:
         counts = tuple(self._bins[first : last + 1].tolist())
         square = self._square / finite if finite else 0.0
         return TensorRange(place, operator, self._values, self._nan, self._inf, low, high, square, first, counts)
-
-
-def _adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(GraphRanges)
 
 
 def _input_ranges(feeds: Feeds) -> tuple[int, Mapping[str, TensorRange]]:

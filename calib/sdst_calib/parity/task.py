@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdst_runtime.data.annotations import Row
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import Sample
-from sdst_runtime.metrics.score import Row, score
+from sdst_runtime.metrics.score import score
 
 RESAMPLES = 2000
 COVERED = 95  # percent

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import InputError, first_fault
+from ..errors import InputError
 from ..files import read_jsonl
+from ..strict_json import Misfit, parse_value, read_json
 from .repairs import Count, Repairs, swapped
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # one annotation or one prediction in the QVHighlights form
 _FINITE = {"allow_inf_nan": False}
 _MEND = "mend the row or leave it out of the annotations"
 
@@ -75,15 +74,13 @@ def read_queries(path: Path) -> list[Query]:
 
     Raises InputError naming the file and the line, video or qid that is wrong in these fields.
     """
-    from pydantic import ValidationError
-
     rows = list(_charades(path)) if Path(path).suffix == ".txt" else read_rows(path)
     queries = []
     for i, row in enumerate(rows):
         try:
-            queries.append(_adapter(Query).validate_json(json.dumps(row), strict=True))
-        except ValidationError as error:
-            raise InputError(f"{path}, {_name(row, i)}: {first_fault(error)}") from error
+            queries.append(parse_value(Query, row, "ignore"))
+        except Misfit as fault:
+            raise InputError(f"{path}, {_name(row, i)}: {fault}") from fault
         if not queries[-1].query.strip():
             raise InputError(f"{path}, {_name(row, i)}: query is empty; {_MEND}")
     if not queries:
@@ -158,21 +155,12 @@ class _TacosVideo:
     num_frames: float
 
 
-@cache
-def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
-
-
 def _parse(row: Row) -> _Annotation | str:
     """The row, or what is wrong with it."""
-    from pydantic import ValidationError
-
     try:
-        return _adapter(_Annotation).validate_json(json.dumps(row), strict=True)
-    except ValidationError as error:
-        return first_fault(error)
+        return parse_value(_Annotation, row, "ignore")
+    except Misfit as fault:
+        return str(fault)
 
 
 def _name(row: Row, index: int) -> str:
@@ -248,10 +236,7 @@ def _read_durations(paths: Sequence[Path]) -> dict[str, float]:
 
 
 def _read_json(path: Path) -> list[Row]:
-    try:
-        content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    content = read_json(path)
     if isinstance(content, dict):
         return [row for name, video in content.items() for row in _tacos(path, name, video)]
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
@@ -261,12 +246,10 @@ def _read_json(path: Path) -> list[Row]:
 
 def _tacos(path: Path, name: str, content: Any) -> Iterator[Row]:
     """The 2D-TAN form: frames become seconds; qids are the video's name and the sentence's number, from 0."""
-    from pydantic import ValidationError
-
     try:
-        video = _adapter(_TacosVideo).validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        raise InputError(f"{path}, video {name}: {first_fault(error)}") from error
+        video = parse_value(_TacosVideo, content, "ignore")
+    except Misfit as fault:
+        raise InputError(f"{path}, video {name}: {fault}") from fault
     if video.fps <= 0:
         raise InputError(f"{path}, video {name}: expected fps above 0, got {video.fps}")
     if len(video.timestamps) != len(video.sentences):

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from ..errors import InputError
 
-Split = Literal["train", "val", "test"]
+SplitName = Literal["train", "val", "test"]
 Metrics = Literal["qvhighlights", "moments"]
 
 
@@ -34,10 +34,10 @@ class DataConfig:
         if not 0 < self.clip_s < float("inf"):
             raise InputError(f"data.clip_s: expected a positive number of seconds, got {self.clip_s}")
 
-    def annotations(self, split: Split) -> Path:
+    def annotations(self, split: SplitName) -> Path:
         """The file of a split. Raises InputError when the data set has none."""
-        if split not in get_args(Split):
-            raise InputError(f"split: expected one of {', '.join(get_args(Split))}, got {split!r}")
+        if split not in get_args(SplitName):
+            raise InputError(f"split: expected one of {', '.join(get_args(SplitName))}, got {split!r}")
         name = getattr(self, split)
         if not name:
             raise InputError(f"this data set has no {split} split: set data.{split} to its annotation file")

@@ -14,9 +14,8 @@ import numpy as np
 from ..contracts import FeatureSpec
 from ..errors import ContractError, InputError, SdstError
 from ..media.clips import clip_count
-from . import config as data_config
 from .annotations import Row, check_annotation, clips_of, in_order, read_rows, row_faults
-from .config import DataConfig
+from .config import DataConfig, SplitName
 from .lazy_arrays import StoredArray
 from .repairs import Count, Repairs, mend_windows, swapped
 from .stores import FeatureStore, open_features
@@ -72,7 +71,7 @@ class Inspection:
 
 def load_split(
     data: DataConfig,
-    split: data_config.Split,
+    split: SplitName,
     *,
     needed: FeatureSpec | None = None,
     labelled: bool = True,
@@ -94,7 +93,7 @@ def load_split(
 
 def inspect_split(
     data: DataConfig,
-    split: data_config.Split,
+    split: SplitName,
     *,
     needed: FeatureSpec | None = None,
     labelled: bool = True,
@@ -182,7 +181,7 @@ class _Found:
 
 def _gather(
     data: DataConfig,
-    split: data_config.Split,
+    split: SplitName,
     needed: FeatureSpec | None,
     labelled: bool,
     on_done: Callable[[int, int], None],

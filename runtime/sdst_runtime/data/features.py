@@ -20,6 +20,10 @@ from ..errors import InputError, require_package
 from ..files import only_process, pack_header, remove_leftovers, unpack_header, write_bytes
 from .lazy_arrays import read_header
 
+SPEC = "spec"  # keys of a file's header, which packed files have too
+STATED = {"video": ("duration_s", "durations_s"), "text": ("query", "queries")}  # of a loose file, of a packed one
+DECODER, DECODERS = "decoder", "decoders"  # of a loose file and of a packed one; older files lack them
+
 
 def video_feature_path(directory: Path, vid: str) -> Path:
     """Where the features of a video lie."""
@@ -54,7 +58,7 @@ def is_made(path: Path, spec: FeatureSpec) -> bool:
     if not Path(path).is_file():
         return False
     try:
-        text = unpack_header(read_header(path).metadata, ("spec",), path)["spec"]
+        text = unpack_header(read_header(path).metadata, (SPEC,), path)[SPEC]
     except InputError:
         return False
     if text != spec.to_json():
@@ -65,31 +69,30 @@ def is_made(path: Path, spec: FeatureSpec) -> bool:
 
 def write_video_features(path: Path, video: VideoFeatures) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
-    header = {"spec": video.spec.to_json(), "duration_s": json.dumps(video.duration_s)}
-    if video.decoder:
-        header["decoder"] = video.decoder
-    _write(path, video.features, pack_header(**header))
+    stated = {STATED["video"][0]: json.dumps(video.duration_s)} | ({DECODER: video.decoder} if video.decoder else {})
+    _write(path, video.features, pack_header(**{SPEC: video.spec.to_json()}, **stated))
 
 
 def write_text_features(path: Path, text: TextFeatures) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
-    _write(path, text.features, pack_header(spec=text.spec.to_json(), query=text.query))
+    _write(path, text.features, pack_header(**{SPEC: text.spec.to_json(), STATED["text"][0]: text.query}))
 
 
 def read_video_features(path: Path, needed: FeatureSpec | None = None) -> VideoFeatures:
     """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
-    features, header, spec = _read(path, needed, ("spec", "duration_s"))
+    features, header, spec = _read(path, needed, "video")
     try:
-        return VideoFeatures(features, float(header["duration_s"]), spec, decoder=str(header.get("decoder", "")))
+        duration_s = float(header[STATED["video"][0]])
+        return VideoFeatures(features, duration_s, spec, decoder=str(header.get(DECODER, "")))
     except (InputError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
 def read_text_features(path: Path, needed: FeatureSpec | None = None) -> TextFeatures:
     """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
-    features, header, spec = _read(path, needed, ("spec", "query"))
+    features, header, spec = _read(path, needed, "text")
     try:
-        return TextFeatures(features, header["query"], spec)
+        return TextFeatures(features, header[STATED["text"][0]], spec)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -99,7 +102,7 @@ def _write(path: Path, features: np.ndarray, metadata: dict[str, str]) -> None:
     write_bytes(path, numpy_io.save({"features": np.ascontiguousarray(features)}, metadata))
 
 
-def _read(path: Path, needed: FeatureSpec | None, keys: tuple[str, ...]) -> tuple[np.ndarray, dict, FeatureSpec]:
+def _read(path: Path, needed: FeatureSpec | None, kind: str) -> tuple[np.ndarray, dict, FeatureSpec]:
     safetensors: Any = require_package("safetensors", "")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such feature file; extract the features of this dataset first")
@@ -109,8 +112,8 @@ def _read(path: Path, needed: FeatureSpec | None, keys: tuple[str, ...]) -> tupl
             features = stored.get_tensor("features")
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable feature file ({error}); extract it again") from error
-    header = unpack_header(metadata, keys, path)
-    spec = FeatureSpec.from_json(header["spec"], path)
+    header = unpack_header(metadata, (SPEC, STATED[kind][0]), path)
+    spec = FeatureSpec.from_json(header[SPEC], path)
     if needed is not None:
         spec.require(needed, have=path, need="the model")
     return features, header, spec

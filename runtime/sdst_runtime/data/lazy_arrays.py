@@ -41,8 +41,8 @@ class StoredArray:
         return self.shape[0]
 
     def __getitem__(self, index: slice | Index) -> np.ndarray:
-        given = index if isinstance(index, tuple) else (index,)
-        slices = given + (slice(None),) * (len(self.shape) - len(given))
+        leading = index if isinstance(index, tuple) else (index,)
+        slices = leading + (slice(None),) * (len(self.shape) - len(leading))
         return self.read(tuple(slice(*s.indices(n)[:2]) for s, n in zip(slices, self.shape, strict=True)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -76,7 +76,16 @@ def read_header(path: Path) -> Header:
         shapes = {name: tuple(entry["shape"]) for name, entry in content.items()}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such feature file; extract the features of this data set first") from error
-    except (OSError, struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (
+        OSError,
+        struct.error,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{path}: {_NOT_READABLE} ({error}); {_AGAIN}") from error
     if size != 8 + length + end:
         raise InputError(f"{path}: {_NOT_READABLE} ({size} bytes, its header tells of {8 + length + end}); {_AGAIN}")

@@ -16,13 +16,11 @@ from typing import Any
 
 from ..errors import InputError, require_package
 from ..files import pack_header, unpack_header, write_bytes
+from .features import DECODER, DECODERS, SPEC, STATED
 from .lazy_arrays import Header, read_header, read_tensor
 from .stores import Contract
 
-_KINDS: dict[str, tuple[str, str, Callable[[str], Any]]] = {  # the loose file's metadata, the shard's, how it is read
-    "video": ("duration_s", "durations_s", float),
-    "text": ("query", "queries", str),
-}
+_PARSERS: dict[str, Callable[[str], Any]] = {"video": float, "text": str}  # of what a loose file states
 
 
 def pack_features(
@@ -39,7 +37,7 @@ def pack_features(
     """
     if per_shard < 1:
         raise InputError(f"per_shard: expected 1 or more, got {per_shard}")
-    files = {kind: sorted((Path(directory) / kind).glob("*.safetensors")) for kind in _KINDS}
+    files = {kind: sorted((Path(directory) / kind).glob("*.safetensors")) for kind in STATED}
     for kind, paths in files.items():
         if not paths:
             raise InputError(f"{directory}/{kind}: no feature files there; extract the features first")
@@ -54,18 +52,18 @@ def pack_features(
 
 
 def _pack(kind: str, paths: Sequence[Path], target: Path, contract: Contract) -> None:
-    own_key, key, parse = _KINDS[kind]
+    (own_key, key), parse = STATED[kind], _PARSERS[kind]
     stated, shapes, decoders = {}, {}, {}
     for path in paths:
         header = read_header(path)
-        values = unpack_header(header.metadata, ("spec", own_key), path)
-        contract.check(path, values["spec"])
+        values = unpack_header(header.metadata, (SPEC, own_key), path)
+        contract.check(path, values[SPEC])
         stated[path.stem] = parse(values[own_key])
         shapes[path.stem] = header.shapes["features"]
-        if "decoder" in values:
-            decoders[path.stem] = values["decoder"]
-    told = {"decoders": json.dumps(decoders)} if decoders else {}
-    metadata = pack_header(spec=contract.text, **{key: json.dumps(stated)}, **told)
+        if DECODER in values:
+            decoders[path.stem] = values[DECODER]
+    lists = {key: stated} | ({DECODERS: decoders} if decoders else {})
+    metadata = pack_header(**{SPEC: contract.text}, **{name: json.dumps(values) for name, values in lists.items()})
     if _is_made(target, Header(metadata, shapes), max(path.stat().st_mtime_ns for path in paths)):
         return
     arrays = {path.stem: read_tensor(path, tuple(slice(0, n) for n in shapes[path.stem])) for path in paths}

@@ -9,7 +9,6 @@ Shapes: T clips, K layers, L tokens, V and X widths. Nothing but headers is read
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any, Protocol
 from ..contracts import FeatureSpec
 from ..errors import InputError
 from ..files import unpack_header
-from .features import text_feature_path, video_feature_path
+from ..strict_json import load_json
+from .annotations import Row
+from .features import SPEC, STATED, text_feature_path, video_feature_path
 from .lazy_arrays import Header, Shape, StoredArray, TensorFile, read_header, read_npz, read_npz_shape, read_tensor
-
-Row = Mapping[str, Any]
 
 RELEASED_VIDEO, RELEASED_TEXT = "visual_feats_interm_pooled", "text_feats"  # arrays in the released npz files
 
@@ -95,7 +94,7 @@ class Contract:
     @classmethod
     def of(cls, path: Path) -> Contract:
         """The contract that a safetensors file states."""
-        return cls(path, unpack_header(read_header(path).metadata, ("spec",), path)["spec"])
+        return cls(path, unpack_header(read_header(path).metadata, (SPEC,), path)[SPEC])
 
     def check(self, path: Path, text: str) -> None:
         if text != self.text:  # the same text needs no second look: 10,000 files hold it
@@ -121,19 +120,19 @@ class _Loose:
 
     def video(self, row: Row) -> StoredArray:
         path = video_feature_path(self._directory, row["vid"])
-        shape, _ = self._look(path, "duration_s")
+        shape, _ = self._look(path, "video")
         return StoredArray(self._contract.check_video(shape, path), partial(read_tensor, path))
 
     def text(self, row: Row) -> StoredArray:
         path = text_feature_path(self._directory, row["query"])
-        shape, query = self._look(path, "query")
+        shape, query = self._look(path, "text")
         _check_query(query, row, path)
         return StoredArray(self._contract.check_text(shape, path), partial(read_tensor, path))
 
-    def _look(self, path: Path, key: str) -> tuple[Shape, str]:
-        header = read_header(path)
-        values = unpack_header(header.metadata, ("spec", key), path)
-        self._contract.check(path, values["spec"])
+    def _look(self, path: Path, kind: str) -> tuple[Shape, str]:
+        header, key = read_header(path), STATED[kind][0]
+        values = unpack_header(header.metadata, (SPEC, key), path)
+        self._contract.check(path, values[SPEC])
         if "features" not in header.shapes:
             raise InputError(f"{path}: expected a tensor features, got {', '.join(header.shapes)}; extract it again")
         return header.shapes["features"], values[key]
@@ -145,9 +144,9 @@ class _Packed:
         paths = (*directory.glob("video-*.safetensors"), *directory.glob("text-*.safetensors"))
         shards = {path: read_header(path) for path in sorted(paths)}
         first = next(path for path in shards if path.name.startswith("video-"))
-        self._contract = Contract(first, unpack_header(shards[first].metadata, ("spec",), first)["spec"])
-        self._videos, _ = self._index(shards, "video", "durations_s")
-        self._texts, self._queries = self._index(shards, "text", "queries")
+        self._contract = Contract(first, unpack_header(shards[first].metadata, (SPEC,), first)[SPEC])
+        self._videos, _ = self._index(shards, "video")
+        self._texts, self._queries = self._index(shards, "text")
 
     @property
     def spec(self) -> FeatureSpec:
@@ -166,16 +165,16 @@ class _Packed:
         return array
 
     def _index(
-        self, shards: Mapping[Path, Header], kind: str, key: str
+        self, shards: Mapping[Path, Header], kind: str
     ) -> tuple[dict[str, tuple[StoredArray, Path]], dict[str, Any]]:
         arrays: dict[str, tuple[StoredArray, Path]] = {}
-        stated: dict[str, Any] = {}
+        stated, key = dict[str, Any](), STATED[kind][1]
         for path, header in shards.items():
             if not path.name.startswith(f"{kind}-"):
                 continue
-            values = unpack_header(header.metadata, ("spec", key), path)
-            self._contract.check(path, values["spec"])
-            stated |= _object(values[key], key, path)
+            values = unpack_header(header.metadata, (SPEC, key), path)
+            self._contract.check(path, values[SPEC])
+            stated |= stated_in(values, key, path)
             file = TensorFile(path)
             for name, shape in header.shapes.items():
                 if name in arrays:
@@ -234,11 +233,9 @@ def _check_query(stored: str | None, row: Row, path: Path) -> None:
         raise InputError(f"{path}: holds the sentence {stored!r}, expected {row['query']!r}; extract it again")
 
 
-def _object(text: str, key: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: its {key} are not JSON ({error.msg}); pack the features again") from error
+def stated_in(values: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
+    """The object that a packed file's header holds under `key`. Raises InputError."""
+    content = load_json(values[key], f"{path}: its {key} are", "pack the features again")
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object in its {key}, got {type(content).__name__}; pack them again")
     return content

@@ -5,7 +5,6 @@ A folder is loose or packed (stores.py). Shape letters: T clips, K layers, L tok
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,11 +16,9 @@ from ..errors import InputError, SdstError
 from ..files import unpack_header
 from ..media.clips import clip_count
 from .annotations import Query
-from .features import text_feature_path
+from .features import DECODER, DECODERS, SPEC, STATED, text_feature_path
 from .lazy_arrays import Shape, TensorFile, read_header
-from .stores import Contract
-
-_STATED = {"video": ("duration_s", "durations_s"), "text": ("query", "queries")}  # of a loose file, of a packed one
+from .stores import Contract, stated_in
 
 
 @dataclass
@@ -32,7 +29,7 @@ class Verification:
     videos: int = 0  # sound ones
     clips: int = 0
     sentences: int = 0
-    decoders: Counter[str] = field(default_factory=Counter)  # sound videos by what decoded them; "": not told
+    decoders: Counter[str] = field(default_factory=Counter)  # sound videos by what decoded them; "": not stated
     problems: list[str] = field(default_factory=list)
 
 
@@ -45,20 +42,20 @@ def verify_features(
 
     Raises InputError when there are no feature files, or loose and packed ones side by side.
     """
-    directory, found = Path(directory), Verification()
-    files = [_open(path, kind, found.problems) for kind, path in _list_files(directory)]
+    directory, report = Path(directory), Verification()
+    files = [_open(path, kind, report.problems) for kind, path in _list_files(directory)]
     stated = Counter(file.spec_text for file in files if file is not None)
     if not stated:
-        return found
+        return report
     usual = stated.most_common(1)[0][0]
     contract = Contract(next(file.path for file in files if file is not None and file.spec_text == usual), usual)
-    found.spec, sound = contract.spec, set()
+    report.spec, sound = contract.spec, set()
     for done, file in enumerate(files, 1):
         if file is not None:
-            sound |= {(file.kind, name) for name in _verify_file(file, contract, found)}
+            sound |= {(file.kind, name) for name in _verify_file(file, contract, report)}
         on_done(done, len(files))
-    found.problems += _missing(directory, queries, sound)
-    return found
+    report.problems += _missing(directory, queries, sound)
+    return report
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,12 @@ class _File:
     shapes: dict[str, Shape]  # of the tensors, by vid or digest
     stated: dict[str, Any]  # durations or sentences, by the same
     is_loose: bool
-    decoders: dict[str, Any]  # of the videos that tell it, by vid
+    decoders: dict[str, Any]  # of the videos that state it, by vid
 
 
 def _list_files(directory: Path) -> list[tuple[str, Path]]:
-    loose = [(kind, path) for kind in _STATED for path in sorted((directory / kind).glob("*.safetensors"))]
-    packed = [(kind, path) for kind in _STATED for path in sorted(directory.glob(f"{kind}-*.safetensors"))]
+    loose = [(kind, path) for kind in STATED for path in sorted((directory / kind).glob("*.safetensors"))]
+    packed = [(kind, path) for kind in STATED for path in sorted(directory.glob(f"{kind}-*.safetensors"))]
     if not loose and not packed:
         raise InputError(
             f"{directory}: no feature files there; expected video/ and text/, or video-00000.safetensors and so on "
@@ -88,36 +85,31 @@ def _list_files(directory: Path) -> list[tuple[str, Path]]:
 def _open(path: Path, kind: str, problems: list[str]) -> _File | None:
     """A file's header, or None and a problem."""
     is_loose = path.parent.name == kind
-    key = _STATED[kind][0 if is_loose else 1]
+    key = STATED[kind][0 if is_loose else 1]
     try:
         header = read_header(path)
-        values = unpack_header(header.metadata, ("spec", key), path)
-        FeatureSpec.from_json(values["spec"], path)
+        values = unpack_header(header.metadata, (SPEC, key), path)
+        FeatureSpec.from_json(values[SPEC], path)
         if is_loose and set(header.shapes) != {"features"}:
             raise InputError(f"{path}: expected one tensor, features, got {', '.join(header.shapes) or 'none'}")
-        stated = {path.stem: values[key]} if is_loose else _parse_object(values[key], key, path)
-        told = {path.stem: values.get("decoder", "")}
-        decoders = told if is_loose else _parse_object(values.get("decoders", "{}"), "decoders", path)
+        stated = {path.stem: values[key]} if is_loose else stated_in(values, key, path)
+        if is_loose:
+            decoders = {path.stem: values.get(DECODER, "")}
+        else:
+            decoders = stated_in({DECODERS: "{}"} | values, DECODERS, path)
     except SdstError as error:
         problems.append(str(error))
         return None
     shapes = {path.stem: header.shapes["features"]} if is_loose else header.shapes
-    return _File(path, kind, values["spec"], shapes, stated, is_loose, decoders)
+    return _File(path, kind, values[SPEC], shapes, stated, is_loose, decoders)
 
 
-def _parse_object(text: str, key: str, path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: its {key} are not a JSON object ({error}); pack the features again") from error
-
-
-def _verify_file(file: _File, contract: Contract, found: Verification) -> Iterator[str]:
+def _verify_file(file: _File, contract: Contract, report: Verification) -> Iterator[str]:
     """Yields the vids or digests that are sound."""
     try:
         contract.check(file.path, file.spec_text)
     except SdstError as error:
-        found.problems.append(str(error))
+        report.problems.append(str(error))
         return
     tensors = TensorFile(file.path)
     for name, shape in file.shapes.items():
@@ -128,13 +120,13 @@ def _verify_file(file: _File, contract: Contract, found: Verification) -> Iterat
             _check_stated(file, name, shape, contract.spec)
             tensors.read("features" if file.is_loose else name, tuple(slice(0, n) for n in shape))
         except SdstError as error:
-            found.problems.append(f"{where}: {str(error).removeprefix(f'{file.path}: ')}")
+            report.problems.append(f"{where}: {str(error).removeprefix(f'{file.path}: ')}")
             continue
         if file.kind == "video":
-            found.videos, found.clips = found.videos + 1, found.clips + shape[0]
-            found.decoders[str(file.decoders.get(name, ""))] += 1
+            report.videos, report.clips = report.videos + 1, report.clips + shape[0]
+            report.decoders[str(file.decoders.get(name, ""))] += 1
         else:
-            found.sentences += 1
+            report.sentences += 1
         yield name
 
 

@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..contracts import SPEC_KEY, FeatureSpec
-from ..errors import ContractError, InputError, first_fault
+from ..errors import ContractError, InputError
 from ..files import sha256_file, write_json
 from ..sessions.base import GroundingModel, Session, open_session
+from ..strict_json import read_strict
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
@@ -102,20 +102,12 @@ def write_manifest(
 
 
 def _read_manifest(directory: Path) -> Manifest:
-    from pydantic import TypeAdapter, ValidationError
-
     path = directory / MANIFEST
     if not path.is_file():
         raise InputError(
             f"{directory}: not a bundle, it has no {MANIFEST}; give the directory that  sdst export  wrote"
         )
-    adapter: Any = TypeAdapter(Manifest)
-    try:
-        manifest = adapter.validate_json(path.read_bytes(), strict=True, extra="forbid")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        raise ContractError(f"{path}: does not parse: {first_fault(error)}; export the bundle again") from error
+    manifest = read_strict(Manifest, path, "export the bundle again")
     if manifest.format != FORMAT:
         raise ContractError(f"{path}: bundle format {manifest.format}, this sdst reads {FORMAT}; export it again")
     unknown = sorted(set(MODELS) - manifest.models.keys()) or sorted(

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.annotations import Row
 from ..errors import InputError
-from .tables import Row, Windows, predicted_windows
+from .tables import Windows, predicted_windows
 
 _ALL = 2**31
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.annotations import Row
 from ..data.config import DataConfig
 from ..data.dataset import Sample
 from .evaluator import evaluate, moment_metrics
-
-Row = dict[str, Any]
 
 
 def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, rounded: bool = True) -> dict[str, Any]:

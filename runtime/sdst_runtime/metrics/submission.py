@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.annotations import clips_of
+from ..data.annotations import Row, clips_of
 from ..errors import InputError
 from ..files import write_bytes
-from .tables import Row
 
 KEYS = ("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores")
 FILES = ("hl_val_submission.jsonl", "hl_test_submission.jsonl")  # names that the server asks for

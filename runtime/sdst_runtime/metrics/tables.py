@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data.annotations import Row
 from ..errors import InputError
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

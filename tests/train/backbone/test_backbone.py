@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoding import encode_clips, encode_sentences
 from places import DATA
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,7 +23,6 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import sha256_file
-from sdst_train.backbone.extract import encode_clips, encode_sentences
 from sdst_train.backbone.text import BERT_LARGE_STAGE2, TextConfig, TextEncoder
 from sdst_train.backbone.towers import (
     METADATA_KEY,

@@ -21,16 +21,16 @@ import av
 import numpy as np
 import pytest
 import torch
+from encoding import encode_clips
 
 from sdst.cli import main
 from sdst.demo import BACKBONE
-from sdst.features import find_videos
+from sdst.videos import find_videos
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.data.features import read_text_features, read_video_features, text_feature_path, video_feature_path
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import read_jsonl, write_jsonl
 from sdst_runtime.media.clips import read_clips
-from sdst_train.backbone.extract import encode_clips
 from sdst_train.backbone.feature_run import extract_videos
 from sdst_train.backbone.towers import Backbone, load_backbone
 

@@ -11,9 +11,9 @@ from typing import get_args
 import pytest
 
 from sdst.cli import main
-from sdst.options import data_options, load_config
-from sdst.train import NewRun, parse_options
-from sdst_runtime.data.config import DataConfig, Split
+from sdst.options import data_options, load_config, parse_options
+from sdst.train import NewRun
+from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.errors import ContractError, InputError
 from sdst_train.config import LossConfig, ModelConfig, TrainConfig, parse_config
 from sdst_train.presets import PRESETS
@@ -130,7 +130,7 @@ def test_configs_and_options_need_no_torch():
 
 def test_splits_of_a_data_set():
     data = PRESETS["charades"].data
-    assert [str(data.annotations(split)) for split in get_args(Split)] == [
+    assert [str(data.annotations(split)) for split in get_args(SplitName)] == [
         "data/charades/charades_sta_train.txt",
         "data/charades/charades_sta_test.txt",
         "data/charades/charades_sta_test.txt",

@@ -10,15 +10,15 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...contracts import KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
-from ...errors import ContractError, InputError, first_fault
+from ...errors import ContractError, InputError
 from ...files import write_json
+from ...strict_json import read_strict
 from ..base import TensorInfo
 from .compat import version_numbers
 
@@ -137,17 +137,10 @@ def write_sidecar(plan: Path, sidecar: Sidecar) -> None:
 
 def read_sidecar(plan: Path) -> Sidecar:
     """Parse NAME.plan.json strictly. Raises InputError when it is missing, ContractError when it does not parse."""
-    from pydantic import ValidationError
-
     path = sidecar_path(plan)
     if not path.is_file():
         raise InputError(f"{plan}: expected {path.name} beside it, found none; {rebuild(plan)}")
-    try:
-        sidecar = _adapter().validate_json(path.read_bytes(), strict=True, extra="forbid")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        raise ContractError(f"{path}: does not parse: {first_fault(error)}; {rebuild(plan)}") from error
+    sidecar = read_strict(Sidecar, path, rebuild(plan))
     if sidecar.format != FORMAT:
         raise ContractError(f"{path}: format {sidecar.format}, this sdst reads {FORMAT}; {rebuild(plan)}")
     return sidecar
@@ -229,10 +222,3 @@ def _same_tensor(told: TensorInfo, found: TensorInfo) -> bool:
         and len(told.shape) == len(found.shape)
         and all(isinstance(a, str) or b in (a, -1) for a, b in zip(told.shape, found.shape))
     )
-
-
-@cache
-def _adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Sidecar)

@@ -1,0 +1,38 @@
+"""What pages about grounded videos show beside the answers: key frames, and how long each stage took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+from sdst_runtime import Grounder, VideoFeatures
+from sdst_runtime.media.clips import key_frames
+from sdst_runtime.pages.report import QueryPanel, StageLatency, VideoPanel
+
+KEY_FRAMES = 10
+KEY_FRAME_HEIGHT = 144  # pixels
+
+
+def video_panel(video: Path, features: VideoFeatures, queries: tuple[QueryPanel, ...], note: str = "") -> VideoPanel:
+    """A video with evenly spaced key frames."""
+    times = [(i + 0.5) * features.duration_s / KEY_FRAMES for i in range(KEY_FRAMES)]
+    frames = tuple(zip(times, key_frames(video, times, KEY_FRAME_HEIGHT), strict=True))
+    return VideoPanel(video.name, features.duration_s, frames, queries, note)
+
+
+def latency_rows(grounder: Grounder, clips: int | None) -> tuple[StageLatency, ...]:
+    """Median of each stage; `clips` when every sample handled as many."""
+    samples = grounder.timings.samples
+    rows = [
+        StageLatency(stage, 1e3 * median(samples[stage]), len(samples[stage]), note, of_clips)
+        for stage, note, of_clips in (
+            ("decode", "a video", clips),
+            ("vision", "a video", clips),
+            ("projection", "a video", clips),
+            ("text", "a call", None),
+            ("head", "a call", None),
+        )
+        if samples[stage]
+    ]
+    total = sum(row.median_ms or 0 for row in rows)
+    return (*rows, StageLatency("total", total, min((row.samples for row in rows), default=0), "sum of the medians"))
