@@ -24,7 +24,7 @@ from rich.console import Console
 from sdst_export.graph import save_model
 from sdst_export.towers import Precision, export_vision
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_train.backbone.text import TextConfig, TextEncoder
 from sdst_train.backbone.towers import Backbone
 from sdst_train.backbone.vision import INTERNVIDEO2_1B, VisionConfig, VisionEncoder

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdst_runtime.errors import InputError
-from sdst_runtime.sessions.base import GROUNDING_MODELS, open_session
+from sdst_runtime.sessions.base import GROUNDING_MODELS
+from sdst_runtime.sessions.open import open_session
 
 from ..audit.compare import compare_graphs
 from ..taps import Feeds, Inputs, open_graph

@@ -18,10 +18,10 @@ from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import sha256_file
 from sdst_runtime.grounding.bundle import DATA_SUFFIX
+from sdst_runtime.sessions.base import MODELS, ModelKind
 from sdst_runtime.sessions.tensorrt.compat import PLUGIN
-from sdst_runtime.sessions.tensorrt.sidecar import Kind, TensorRecord
+from sdst_runtime.sessions.tensorrt.sidecar import TensorRecord
 
-KINDS = ("vision", "text", "projection", "head")
 TRAINED = ("usual_clips", "longest_clips")
 
 
@@ -30,7 +30,7 @@ class EngineGraph:
     """An ONNX file of a bundle."""
 
     path: Path
-    kind: Kind
+    kind: ModelKind
     precision: str
     spec: FeatureSpec
     steps: int  # as the exporter says, 0 in all but the head
@@ -48,13 +48,13 @@ def read_graph(path: Path) -> EngineGraph:
     model = _load(path)
     told = {entry.key: entry.value for entry in model.metadata_props}
     kind, spec = told.get("sdst.kind"), told.get("sdst.spec")
-    if kind not in KINDS or spec is None:
+    if kind not in MODELS or spec is None:
         raise ContractError(f"{path}: expected a model with sdst.kind and sdst.spec in it; export the bundle again")
     op, _, domain = PLUGIN
     weights = path.with_name(path.name + DATA_SUFFIX)
     return EngineGraph(
         path=path,
-        kind=cast(Kind, kind),
+        kind=cast(ModelKind, kind),
         precision=told.get("sdst.precision", "fp32"),
         spec=FeatureSpec.from_json(spec, path),
         steps=int(told.get("sdst.steps", 0)),

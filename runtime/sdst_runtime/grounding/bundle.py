@@ -16,13 +16,13 @@ from typing import Any
 from ..contracts import FeatureSpec
 from ..errors import ContractError, InputError, first_fault
 from ..files import sha256_file, write_json
-from ..sessions.base import GroundingModel, Session, open_session
+from ..sessions.base import MODELS, GroundingModel, Session
+from ..sessions.open import open_session
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 DATA_SUFFIX = ".data"
 EXPORT_REPORT = "export.json"  # what the graphs hold; nothing reads it to run
-MODELS = ("vision", "text", "projection", "head")
 FORMAT = 2  # 1 had the projection inside the head
 
 

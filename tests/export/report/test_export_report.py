@@ -18,7 +18,7 @@ from sdst_export.report.export_report import read_report
 from sdst_export.report.summary import summarise
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import MODELS, Bundle
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_train.loop.checkpoint import load_checkpoint
 
 

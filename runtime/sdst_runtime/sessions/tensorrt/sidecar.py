@@ -12,20 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ...contracts import FeatureSpec
 from ...errors import ContractError, InputError, first_fault
 from ...files import write_json
-from ..base import TensorInfo
+from ..base import ModelKind, TensorInfo
 from .compat import version_numbers
 
 FORMAT = 1
 SUFFIX = ".json"  # after the plan's own
 
-Kind = Literal["vision", "text", "projection", "head"]
 Shape = tuple[int, ...]
 
 
@@ -101,7 +100,7 @@ class Sidecar:
 
     format: int
     sdst_version: str
-    kind: Kind
+    kind: ModelKind
     precision: str
     spec: FeatureSpec
     steps: int  # of the head's refinement; 0 in the others
