@@ -25,7 +25,7 @@ from sdst_export.graph import save_model
 from sdst_export.half import Precision
 from sdst_export.models import export_vision
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_train.backbone.text import TextConfig, TextEncoder
 from sdst_train.backbone.towers import Backbone
 from sdst_train.backbone.vision import INTERNVIDEO2_1B, VisionConfig, VisionEncoder

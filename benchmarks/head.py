@@ -25,7 +25,8 @@ from sdst_export.half import Precision
 from sdst_export.models import export_head, export_projection, lower
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.data.dataset import pad_inputs
-from sdst_runtime.sessions.base import GroundingModel, open_session
+from sdst_runtime.sessions.base import GroundingModel
+from sdst_runtime.sessions.open import open_session
 from sdst_train.config import ModelConfig, TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.model.sdst import SDST

@@ -27,7 +27,8 @@ from sdst_calib.parity.tolerances import Tolerances
 from sdst_calib.taps import open_graph
 from sdst_runtime.data.config import SplitName
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.sessions.base import GroundingModel, open_session
+from sdst_runtime.sessions.base import GroundingModel
+from sdst_runtime.sessions.open import open_session
 
 COORDINATES = r"sparse\.sample\.(endpoints|context) .*|sparse(\.span\.4)? .*"
 PARTS = {  # part -> model, and what "module operator" of its tensors match; no module: an operator outside all

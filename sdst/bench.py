@@ -9,7 +9,6 @@ from typing import Any
 
 import tyro
 
-from sdst_runtime.bench.machine_state import clocks, gpus, load
 from sdst_runtime.bench.measure import (
     NOT_MEASURED,
     STAGES,
@@ -29,7 +28,7 @@ from sdst_runtime.bench.page import write_page
 from sdst_runtime.errors import InputError, SdstError
 from sdst_runtime.files import sha256_file, write_json
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.machine import machine_facts
+from sdst_runtime.machine import clocks, gpus, load, machine_facts
 from sdst_runtime.media.clips import ClipStream
 
 from .bench_variants import HEAD_ONLY, Candidate, candidates, footprint, open_candidate, parse_kinds, vocabulary_of

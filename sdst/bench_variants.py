@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdst_runtime.bench.machine_state import gpus, memory_bytes, peak_memory_bytes
 from sdst_runtime.bench.measure import Footprint, Sessions, Shape, head_inputs, make_inputs
 from sdst_runtime.errors import DependencyError, InputError, SdstError, require_package
 from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
 from sdst_runtime.grounding.tokenizer import Tokenizer
+from sdst_runtime.machine import gpus, memory_bytes, peak_memory_bytes
 from sdst_runtime.sessions.tensorrt.session import TensorRTSession
 
 KINDS = ("torch", "compile", "onnxrt", "trt", "trt-no-plugin")

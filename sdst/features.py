@@ -11,10 +11,11 @@ from rich.console import Console
 
 from sdst_runtime.data.annotations import read_queries
 from sdst_runtime.errors import InputError, PartialFailure
+from sdst_runtime.machine import DeviceChoice
 from sdst_train.backbone.feature_run import FAILURES, Progress, extract_sentences, extract_videos
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.backbone.vision import Pool
-from sdst_train.loop.device import DTYPES, Device, Precision, choose_device, choose_precision
+from sdst_train.loop.device import DTYPES, Precision, choose_device, choose_precision
 
 from .progress import make_bar
 from .videos import find_videos
@@ -31,7 +32,7 @@ def video(
     pool: Pool | None = None,
     batch: int = 16,
     workers: int | None = None,
-    device: Device = "auto",
+    device: DeviceChoice = "auto",
     precision: Precision = "auto",
     dtype: DType = "float16",
 ) -> None:
@@ -77,7 +78,7 @@ def text(
     backbone: Path,
     out: Path,
     batch: int = 32,
-    device: Device = "auto",
+    device: DeviceChoice = "auto",
     precision: Precision = "auto",
     dtype: DType = "float16",
 ) -> None:

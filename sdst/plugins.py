@@ -16,7 +16,7 @@ from rich.table import Table
 
 from sdst_runtime.errors import ContractError, DependencyError, InputError, SdstError
 from sdst_runtime.files import copy_file, only_process, remove, write_text
-from sdst_runtime.machine import usable_cores
+from sdst_runtime.machine import gpus, usable_cores
 from sdst_runtime.sessions.plugin_library import (
     LIBRARIES,
     PACKAGE_FOLDER,
@@ -133,17 +133,6 @@ def covers(info: PluginInfo, capability: int) -> bool:
     """
     machine_code = any(own // 10 == capability // 10 and own <= capability for own in info.architectures)
     return machine_code or any(own <= capability for own in info.ptx)
-
-
-def gpus() -> list[tuple[str, int]]:
-    """(name, compute capability as 90) of each GPU that the driver tells of; none without nvidia-smi."""
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = re.findall(r"^(.+), (\d+)\.(\d)\s*$", answer, re.MULTILINE)
-    return [(name, int(major) * 10 + int(minor)) for name, major, minor in rows]
 
 
 # ---------------------------------------------------------------- building
@@ -273,6 +262,6 @@ def _facts(info: PluginInfo) -> Table:
 def _coverage(info: PluginInfo) -> str:
     lines = [
         f"{name}, sm_{capability}: {'covered' if covers(info, capability) else 'not covered; build it on this machine'}"
-        for name, capability in gpus()
+        for name, capability in ((gpu.name, int(gpu.capability.replace(".", ""))) for gpu in gpus())
     ]
     return "\n".join(lines) or "not known: nvidia-smi tells of none"

@@ -19,7 +19,7 @@ IR_VERSION, OPSET = 10, 20
 def model_bytes() -> bytes:
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    from sdst_runtime.doctor.base import WEIGHTS
+    from sdst_runtime.doctor.installation import WEIGHTS
 
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("sdst", 1)]
     body = [helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Add", ["xw", "x"], ["y"])]

@@ -9,13 +9,12 @@ import torch
 import sdst_train.model.rdsa_op  # noqa: F401  defines torch.ops.sdst.rdsa
 from sdst_runtime.contracts import FP16, FP32
 from sdst_runtime.sessions.base import Session
+from sdst_runtime.sessions.plugin_library import DEPTHS, MOST_HEADS, MOST_POINTS
 from sdst_train.config import ModelConfig
 from sdst_train.model.sdst import SDST
 from sdst_train.model.torch_session import TorchSession
 
 from .half import Precision, half_head
-
-KERNEL_DEPTHS, KERNEL_POINTS = (16, 32, 64), 16  # what the compiled sdst::RDSA computes: plugins/README.md
 
 
 def serving_model(model: SDST, device: torch.device, precision: Precision = FP32, *, kernel: bool = True) -> SDST:
@@ -30,7 +29,8 @@ def serving_model(model: SDST, device: torch.device, precision: Precision = FP32
 
 
 def _kernel_computes(config: ModelConfig) -> bool:
-    return config.width // config.heads in KERNEL_DEPTHS and config.points <= KERNEL_POINTS
+    fits = config.heads <= MOST_HEADS and config.points <= MOST_POINTS
+    return fits and config.width // config.heads in DEPTHS
 
 
 def torch_sessions(model: SDST, *, compiled: bool = False, graphs: int = 0) -> dict[str, Session]:

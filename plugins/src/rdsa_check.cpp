@@ -2,17 +2,13 @@
 
 #include <cstdint>
 #include <exception>
-#include <limits>
 #include <string>
 
 #include "error.h"
+#include "rdsa_limits.h"
 
 namespace sdst {
 namespace {
-
-constexpr int64_t MOST_VIDEO_BYTES = int64_t{1} << 32;  // the kernel counts bytes within one video in 32 bits
-constexpr int64_t MOST_CLIPS = 1 << 24;                 // a float counts them exactly
-constexpr int64_t MOST_ROWS = std::numeric_limits<int32_t>::max();
 
 int bad(const std::string& member, const std::string& expected, const std::string& got) {
     return fail(SDST_BAD_ARGUMENT, "rdsa: " + member + ": expected " + expected + ", got " + got);
@@ -28,13 +24,13 @@ int check_sizes(const sdst_rdsa_problem& p) {
         int64_t size, least, most;
     } sizes[] = {
         {"batch", p.batch, 0, MOST_ROWS},     {"clips", p.clips, 1, MOST_CLIPS},
-        {"moments", p.moments, 0, MOST_ROWS}, {"heads", p.heads, 1, 1 << 16},
-        {"points", p.points, 1, 16},          {"type", p.type, SDST_FLOAT, SDST_BFLOAT16},
+        {"moments", p.moments, 0, MOST_ROWS}, {"heads", p.heads, 1, MOST_HEADS},
+        {"points", p.points, 1, MOST_POINTS}, {"type", p.type, SDST_FLOAT, SDST_BFLOAT16},
     };
     for (const auto& s : sizes) {
         if (s.size < s.least || s.size > s.most) return bad(s.name, range(s.least, s.most), std::to_string(s.size));
     }
-    if (p.depth != 16 && p.depth != 32 && p.depth != 64) return bad("depth", "16, 32 or 64", std::to_string(p.depth));
+    if (!is_depth(p.depth)) return bad("depth", DEPTHS_TEXT, std::to_string(p.depth));
     return SDST_OK;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "error.h"
+#include "rdsa_limits.h"
 #include "sdst/rdsa.h"
 
 namespace sdst {

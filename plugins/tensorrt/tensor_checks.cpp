@@ -1,10 +1,10 @@
 #include "tensor_checks.h"
 
 #include <array>
-#include <limits>
 #include <string>
 
 #include "error.h"
+#include "rdsa_limits.h"
 #include "sdst/rdsa.h"
 
 namespace sdst {
@@ -15,10 +15,6 @@ using nvinfer1::DataType;
 enum SizeIndex { B, T, M, F, E, PAIR, SIZES };
 constexpr const char* SIZE_NAMES[SIZES] = {"B", "T", "M", "F", "E", "2"};
 constexpr int64_t UNKNOWN = -1;
-// The limits of sdst_rdsa:
-constexpr int64_t MOST_ROWS = std::numeric_limits<int32_t>::max();
-constexpr int64_t MOST_CLIPS = 1 << 24;
-constexpr int64_t MOST_VIDEO_BYTES = int64_t{1} << 32;
 
 struct Signature {
     const char* name;
@@ -120,9 +116,9 @@ class Sizes {
         if (numbers_[F] == UNKNOWN) return SDST_OK;
         const int64_t depth = numbers_[F] / attributes_.num_heads;
         const bool whole = numbers_[F] % attributes_.num_heads == 0;
-        if (whole && (depth == 16 || depth == 32 || depth == 64)) return SDST_OK;
+        if (whole && is_depth(depth)) return SDST_OK;
         const std::string heads = std::to_string(attributes_.num_heads);
-        return bad("value", "F = " + heads + " heads * 16, 32 or 64", std::to_string(numbers_[F]));
+        return bad("value", "F = " + heads + " heads * " + DEPTHS_TEXT, std::to_string(numbers_[F]));
     }
 
     int check_video(int32_t tensor, SizeIndex width, int64_t bytes) const {

@@ -13,13 +13,11 @@
 
 namespace sdst {
 
-/* num_heads 1 .. MOST_HEADS, num_points 1 .. MOST_POINTS: the limits of sdst_rdsa. */
+/* num_heads 1 .. MOST_HEADS, num_points 1 .. MOST_POINTS: rdsa_limits.h. */
 struct Attributes {
     int32_t num_heads;
     int32_t num_points;
 };
-constexpr int32_t MOST_HEADS = 1 << 16;
-constexpr int32_t MOST_POINTS = 16;
 
 enum TensorIndex : int32_t { VALUE, ENDPOINTS, REFERENCE, LENGTH, OUT };
 constexpr int32_t INPUTS = 4;

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from .errors import SdstError
     from .grounding.grounder import Grounder
     from .grounding.pipeline import FailedVideo, GroundedVideo, Job, ground_videos
-    from .sessions.base import Session, open_session
+    from .sessions.base import Session
+    from .sessions.open import open_session
 
 _HOME = {
     "EncodedVideo": "contracts",
@@ -26,7 +27,7 @@ _HOME = {
     "Job": "grounding.pipeline",
     "ground_videos": "grounding.pipeline",
     "Session": "sessions.base",
-    "open_session": "sessions.base",
+    "open_session": "sessions.open",
 }
 
 __all__ = [

@@ -129,7 +129,7 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class Moment:
-    """One window of the video that answers the query."""
+    """One span of the video that answers the query."""
 
     start_s: float
     end_s: float

@@ -17,7 +17,7 @@ class SdstError(Exception):
 
 
 class InputError(SdstError):
-    """A file, video, query or array that cannot be used."""
+    """A file, video, sentence or array that a caller gave and that cannot be used."""
 
 
 class InUseError(InputError):
@@ -30,6 +30,10 @@ class ContractError(SdstError):
 
 class DependencyError(SdstError):
     """An optional package is missing: the message gives the command that installs it."""
+
+
+class SessionError(SdstError):
+    """A model could not be run: its runner failed, or its session is closed or belongs to another process."""
 
 
 class DeviceError(SdstError):

@@ -1,17 +1,29 @@
-"""What this process runs on: cores it may use, and the facts that belong beside a measurement."""
+"""What this process runs on: cores, GPUs, clocks, the memory it took, and the facts that belong beside a measurement.
+
+Everything here answers on a machine without a GPU too: nothing found is an empty answer, not an error.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from .distribution import DISTRIBUTION
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]  # where a model is to run; auto: on a GPU where there is one
+
+_STATUS = Path("/proc/self/status")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def usable_cores() -> int:
@@ -52,6 +64,65 @@ def instructions() -> tuple[str, ...]:
     return tuple(name for name in _INSTRUCTIONS if name in has)
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, as nvidia-smi tells."""
+
+    name: str
+    driver: str
+    capability: str  # "9.0"
+    memory_mib: int | None  # None: not told, as on Jetson, where the memory is the host's
+    used_mib: int | None
+    sm_mhz: str
+    memory_mhz: str
+    celsius: str
+
+
+_FIELDS = (
+    "name,driver_version,compute_cap,memory.total,memory.used,clocks.current.sm,clocks.current.memory,temperature.gpu"
+)
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that nvidia-smi lists; none where it is missing or finds none."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in ask_nvidia_smi(_FIELDS).splitlines()]
+    return [
+        Gpu(name, driver, capability, _number(total), _number(used), *rest)
+        for name, driver, capability, total, used, *rest in rows
+        if len(rest) == 3
+    ]
+
+
+def ask_nvidia_smi(fields: str) -> str:
+    """What nvidia-smi prints for these fields, a line a GPU; empty where it is missing or fails."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def clocks() -> str:
+    """Clocks of all GPUs, or of the CPU's cores, at this moment, for a person; empty when they cannot be read."""
+    found = [f"{g.name}: SM {g.sm_mhz} MHz, memory {g.memory_mhz} MHz, {g.celsius} °C" for g in gpus()]
+    return "; ".join(found) or _cpu_clocks()
+
+
+def load() -> str:
+    """Processes that ran or waited for a core in the last minute, for a person: above the cores, times mean little."""
+    return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+
+
+def peak_memory_bytes() -> int | None:
+    """The most memory that this process held at once; None where Linux does not tell."""
+    return _status_bytes("VmHWM")
+
+
+def memory_bytes() -> int | None:
+    """The memory that this process holds; None where Linux does not tell."""
+    return _status_bytes("VmRSS")
+
+
 _INSTRUCTIONS = (
     *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16"),
     *("amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"),
@@ -65,7 +136,7 @@ def _processor() -> str:
 def _cpuinfo(field: str) -> str:
     """What Linux says of the first processor under a name; empty where it says nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _CPUINFO.read_text().splitlines()
     except OSError:
         return ""
     return next((value.strip() for name, _, value in (x.partition(":") for x in lines) if name.strip() == field), "")
@@ -76,3 +147,23 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # under another name, as onnxruntime-gpu is
         return "unknown"
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _cpu_clocks() -> str:
+    try:
+        found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _CPUINFO.read_text(), re.MULTILINE)
+    except OSError:
+        return ""
+    return f"CPU {', '.join(f'{float(mhz):.0f}' for mhz in found)} MHz" if found else ""
+
+
+def _number(cell: str) -> int | None:
+    return int(cell) if cell.isdigit() else None  # "[N/A]"

@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 
 from sdst_runtime.errors import InputError
+from sdst_runtime.machine import DeviceChoice
 
-Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(device: Device) -> torch.device:
+def choose_device(device: DeviceChoice) -> torch.device:
     """`auto` is the first GPU if torch sees one, else the CPU. Raises InputError for a GPU that is not there."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a CUDA GPU, and torch sees none; use --device cpu or install a CUDA torch")

@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdst_runtime.errors import InputError
+from sdst_runtime.machine import DeviceChoice
 
-from .device import Device, choose_device
+from .device import choose_device
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ ALONE = Team()
 
 
 @contextmanager
-def join_team(device: Device) -> Iterator[Team]:
+def join_team(device: DeviceChoice) -> Iterator[Team]:
     """The team that torchrun's environment describes, or one process alone; on a GPU each takes its own.
 
     Raises InputError for a device that this machine lacks.

@@ -20,7 +20,7 @@ from sdst_export.models import export_head, lower, require_rdsa
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import MODELS, Bundle
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.config import TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint

@@ -21,7 +21,8 @@ from sdst_export.half import half_head
 from sdst_export.models import export_head, export_projection, lower
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.errors import ContractError
-from sdst_runtime.sessions.base import GroundingModel, open_session
+from sdst_runtime.sessions.base import GroundingModel
+from sdst_runtime.sessions.open import open_session
 from sdst_train.config import TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.model.sdst import SDST

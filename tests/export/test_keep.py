@@ -25,7 +25,8 @@ from sdst_export.models import export_head, lower
 from sdst_export.report.export_report import ExportReport
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.grounding.bundle import MODELS, Bundle
-from sdst_runtime.sessions.base import GroundingModel, open_session
+from sdst_runtime.sessions.base import GroundingModel
+from sdst_runtime.sessions.open import open_session
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.model.torch_session import TorchSession

@@ -25,7 +25,7 @@ from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import sha256_file
 from sdst_runtime.grounding.bundle import EXPORT_REPORT, MODELS, TOKENIZER, Bundle, write_manifest
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_train.backbone.text import BERT_LARGE_STAGE2, TextEncoder
 from sdst_train.backbone.towers import Backbone, load_backbone
 from sdst_train.backbone.vision import INTERNVIDEO2_1B, VisionEncoder

@@ -13,7 +13,7 @@ import pytest
 
 from sdst.cli import main
 from sdst_runtime.grounding.bundle import MODELS
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 
 QUERY = "a red circle moves to the left"
 

@@ -201,7 +201,10 @@ def test_info_of_what_is_found(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, str(library))
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\necho 'NVIDIA H200, 9.0'\necho 'NVIDIA A10, 8.6'\n")
+    smi.write_text(
+        "#!/bin/sh\necho 'NVIDIA H200, 580.65.06, 9.0, 143771, 12, 1980, 3201, 31'\n"
+        "echo 'NVIDIA A10, 580.65.06, 8.6, 23028, 0, 210, 405, 30'\n"
+    )
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(smi.parent), prepend=os.pathsep)
     code, out, err = run(capsys, "info")

@@ -23,7 +23,8 @@ from sdst_runtime.grounding.bundle import TOKENIZER, Bundle
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.grounding.tokenizer import Tokenizer
 from sdst_runtime.metrics.score import score
-from sdst_runtime.sessions.base import GROUNDING_MODELS, GroundingModel, Session, TensorInfo, open_session
+from sdst_runtime.sessions.base import GROUNDING_MODELS, GroundingModel, Session, TensorInfo
+from sdst_runtime.sessions.open import open_session
 
 from ..parity.task import CHECKED
 from ..taps import Feeds

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdst_runtime.sessions.base import GROUNDING_MODELS, open_session
+from sdst_runtime.sessions.base import GROUNDING_MODELS
+from sdst_runtime.sessions.open import open_session
 
 from ..audit.compare import compare_graphs
 from ..taps import Feeds, Inputs, open_graph, require_onnx

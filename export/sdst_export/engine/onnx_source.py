@@ -17,9 +17,10 @@ from google.protobuf.message import DecodeError
 from sdst_runtime.contracts import FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import sha256_file
-from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS
+from sdst_runtime.grounding.bundle import DATA_SUFFIX
+from sdst_runtime.sessions.base import MODELS, ModelKind
 from sdst_runtime.sessions.tensorrt.compat import PLUGIN
-from sdst_runtime.sessions.tensorrt.sidecar import Kind, TensorRecord
+from sdst_runtime.sessions.tensorrt.sidecar import TensorRecord
 
 TRAINED = ("usual_clips", "longest_clips")
 
@@ -29,7 +30,7 @@ class EngineGraph:
     """An ONNX file of a bundle."""
 
     path: Path
-    kind: Kind
+    kind: ModelKind
     precision: str
     spec: FeatureSpec
     steps: int  # as the exporter says, 0 in all but the head
@@ -53,7 +54,7 @@ def read_graph(path: Path) -> EngineGraph:
     weights = path.with_name(path.name + DATA_SUFFIX)
     return EngineGraph(
         path=path,
-        kind=cast(Kind, kind),
+        kind=cast(ModelKind, kind),
         precision=metadata.get(PRECISION_KEY, FP32),
         spec=FeatureSpec.from_json(spec, path),
         steps=int(metadata.get(STEPS_KEY, 0)),

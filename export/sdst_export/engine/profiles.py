@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import InputError
-from sdst_runtime.grounding.grounder import CLIP_PAIRS, MOST_ROWS, VISION_BATCH
-from sdst_runtime.sessions.tensorrt.sidecar import Kind, Profile, ShapeRange, TensorRecord
+from sdst_runtime.grounding.grounder import CLIP_PAIRS, MOST_ROWS
+from sdst_runtime.media.clips import VISION_BATCH
+from sdst_runtime.sessions.base import ModelKind
+from sdst_runtime.sessions.tensorrt.sidecar import Profile, ShapeRange, TensorRecord
 
 CLIPS = (75, 150, 300, 600, 1200)
 USUAL_TOKENS = 16
@@ -70,12 +72,12 @@ def limits(buckets: Sequence[Bucket]) -> dict[str, int]:
 
 
 def profiles_for(
-    kind: Kind, inputs: Mapping[str, TensorRecord], spec: FeatureSpec, buckets: Sequence[Bucket]
+    kind: ModelKind, inputs: Mapping[str, TensorRecord], spec: FeatureSpec, buckets: Sequence[Bucket]
 ) -> tuple[Profile, ...]:
     """The profiles of one model, in order of size. Raises InputError when an input has an axis of another name."""
     tokens = (1, min(USUAL_TOKENS, spec.max_tokens), spec.max_tokens)
     many = limits(buckets)["max_batch"]
-    choices: dict[Kind, list[Sizes]] = {
+    choices: dict[ModelKind, list[Sizes]] = {
         "vision": [{"N": (1, VISION_BATCH, VISION_BATCH)}],
         "text": [{"B": rows, "L": tokens} for rows in _rows(many)],
     }

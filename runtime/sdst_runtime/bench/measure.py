@@ -16,10 +16,10 @@ import numpy as np
 
 from ..contracts import FeatureSpec
 from ..errors import SdstError
+from ..media.clips import VISION_BATCH
 from ..sessions.base import PROJECTED, Session
 
 STAGES = ("decode", "vision", "text", "projection", "head", "copy")
-VISION_CLIPS = 16  # clips in one call of the vision model, as the grounder gives it
 NOT_MEASURED = "not measured"
 WARM_CALLS = 3  # memory is allocated in the first, a CUDA graph captured in the second, launched in the third
 
@@ -144,7 +144,7 @@ def make_inputs(spec: FeatureSpec, shape: Shape, vocabulary: int, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     B, T, L, R, K = shape.batch, shape.clips, shape.tokens, shape.batch * shape.queries, spec.layers
-    size = (VISION_CLIPS, spec.frames_per_clip, spec.image_size, spec.image_size, 3)
+    size = (VISION_BATCH, spec.frames_per_clip, spec.image_size, spec.image_size, 3)
     return {
         "vision": {"clips": rng.integers(0, 256, size, dtype=np.uint8)},
         "text": {"token_ids": rng.integers(0, vocabulary, (R, L)), "token_mask": np.ones((R, L), bool)},

@@ -25,9 +25,9 @@ from ..grounding.bundle import MODELS, Bundle
 from ..machine import instructions, usable_cores
 from ..sessions.base import Session
 from ..sessions.int8_products import products_are_exact
-from .base import check_annotations, check_onnxruntime, check_video
 from .check import Check, split_message
 from .gpu import RunOnCuda, check_cuda, check_driver, check_onnxruntime_cuda, check_plugin, check_pycuda, check_tensorrt
+from .installation import check_annotations, check_onnxruntime, check_video
 
 OLDEST_PYTHON = (3, 10)
 PACKAGES = ("numpy", "onnxruntime", "av", "tokenizers", "safetensors", "pydantic", "tyro", "rich", "jinja2")

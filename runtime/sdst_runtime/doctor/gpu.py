@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..bench.machine_state import gpus
 from ..errors import ContractError, DependencyError, DeviceError, SdstError
+from ..machine import gpus
 from ..sessions.onnxruntime import CUDA
 from ..sessions.plugin_library import TYPES, PluginDevice, RdsaLibrary, RdsaProblem, open_plugin_library
 from ..sessions.tensorrt.compat import load_tensorrt

@@ -15,14 +15,14 @@ from pathlib import Path
 from ..contracts import SPEC_KEY, FeatureSpec
 from ..errors import ContractError, InputError
 from ..files import sha256_file, write_json
-from ..sessions.base import GroundingModel, Session, open_session
+from ..sessions.base import MODELS, GroundingModel, Session
+from ..sessions.open import open_session
 from ..strict_json import read_strict
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 DATA_SUFFIX = ".data"
 EXPORT_REPORT = "export.json"  # what the graphs hold; nothing reads it to run
-MODELS = ("vision", "text", "projection", "head")
 FORMAT = 2  # 1 had the projection inside the head
 
 

@@ -25,10 +25,10 @@ def decode(
     """
     groundings = []
     for i, query in enumerate(queries):
-        windows = np.clip(outputs["spans"][i].astype(np.float64) * (clips[i] * clip_s), 0, durations_s[i])
+        spans_s = np.clip(outputs["spans"][i].astype(np.float64) * (clips[i] * clip_s), 0, durations_s[i])
         scores = outputs["scores"][i]
         order = np.argsort(-scores, kind="stable")
-        moments = tuple(Moment(float(windows[m, 0]), float(windows[m, 1]), float(scores[m])) for m in order)
+        moments = tuple(Moment(float(spans_s[m, 0]), float(spans_s[m, 1]), float(scores[m])) for m in order)
         saliency = outputs["saliency"][i, : clips[i]].astype(np.float32)
         groundings.append(Grounding(query, moments, saliency, clip_s))
     return groundings

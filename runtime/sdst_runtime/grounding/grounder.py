@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ import numpy as np
 
 from ..contracts import EncodedVideo, Grounding, VideoFeatures
 from ..errors import ContractError, InputError
-from ..media.clips import ClipStream, decoder_name
-from ..sessions.base import PROJECTED, Session
+from ..media.clips import decoder_name
+from ..media.workers import Ending, Piece, Unusable, decode_pieces
+from ..sessions.base import PROJECTED, ClosedAtEnd, Session
 from .bundle import TOKENIZER, Bundle
 from .decode import decode
 from .tokenizer import Tokenizer
 from .windows import SMALLEST, merge, require_window, split
 
-VISION_BATCH = 16  # clips that the vision model gets at once
 MOST_CLIPS = 1200  # of a window, where the head's file does not say how many it takes (`sdst.max_clips`)
 MOST_ROWS = 32  # of a batch, where the head's file does not say how many it takes (`sdst.max_batch`)
 MOST_SAMPLES = 10_000  # of each stage that timings keep
@@ -61,7 +61,7 @@ class Timings:
             self.samples[name].append(seconds)
 
 
-class Grounder:
+class Grounder(ClosedAtEnd):
     """Grounds sentences in videos with the models of one bundle. A context manager; closed at its end.
 
     Several threads may share one where the sessions may be shared, as those of ONNX Runtime and TensorRT may; nothing
@@ -100,18 +100,35 @@ class Grounder:
 
     def encode(self, path: str | Path) -> EncodedVideo:
         """A video file, ready for questions. Raises InputError when it cannot be decoded."""
-        stream = ClipStream(path, self.spec, batch=VISION_BATCH)
-        pieces, clips = [], iter(stream)
+        return self.project(*self.see(path, self.decode(path)))
+
+    def decode(self, path: str | Path, video: int = 0) -> Iterator[Piece | Unusable]:
+        """The clips of a video file, in pieces that carry the number `video`: the first step of `encode`."""
+        pieces = decode_pieces(video, Path(path), self.spec, threads=0)
         with self.timings.call() as clock:
             while True:
                 with clock.stage("decode"):
-                    piece = next(clips, None)
-                if piece is None:
+                    piece = next(pieces)
+                if isinstance(piece, Unusable) or piece.ending is not None:
                     break
+                yield piece
+        yield piece  # the last one, once the sample is complete
+
+    def see(self, path: str | Path, pieces: Iterable[Piece | Unusable]) -> tuple[VideoFeatures, tuple[str, ...]]:
+        """What the vision model makes of a video's pieces, and what was wrong with the file: the second step.
+
+        Raises InputError when the file cannot be used.
+        """
+        features: list[np.ndarray] = []
+        with self.timings.call() as clock:
+            for piece in pieces:
+                if isinstance(piece, Unusable):
+                    raise InputError(piece.reason)
                 with clock.stage("vision"):
-                    pieces.append(self.vision.run({"clips": piece})["features"])
-        video = VideoFeatures(np.concatenate(pieces), stream.duration_s, self.spec, decoder=decoder_name())
-        return self.project(video, stream.warnings)
+                    features.append(self.vision.run({"clips": piece.clips})["features"])
+                if piece.ending is not None:  # `pieces` may wait for another video before it says that it is at its end
+                    return self._whole(path, features, piece.ending), piece.ending.warnings
+        raise AssertionError("a video ends with an ending")
 
     def project(self, video: VideoFeatures, warnings: Sequence[str] = ()) -> EncodedVideo:
         """Features at hand, ready for questions; `warnings` go with them.
@@ -169,11 +186,11 @@ class Grounder:
         for session in (self.vision, self.text, self.grounding_model):
             session.close()
 
-    def __enter__(self) -> Grounder:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def _whole(self, path: str | Path, features: Sequence[np.ndarray], ending: Ending) -> VideoFeatures:
+        try:
+            return VideoFeatures(np.concatenate(features), ending.duration_s, self.spec, decoder=decoder_name())
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def _ready(self, video: VideoFeatures) -> EncodedVideo:
         if not isinstance(video, EncodedVideo):

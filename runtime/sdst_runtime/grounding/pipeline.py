@@ -11,17 +11,14 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
 
-import numpy as np
-
-from ..contracts import EncodedVideo, FeatureSpec, Grounding, VideoFeatures
+from ..contracts import EncodedVideo, Grounding, VideoFeatures
 from ..errors import InputError
-from ..media.clips import decoder_name
-from ..media.workers import Ending, Piece, Unusable, decode_pieces
+from ..media.workers import Piece, Unusable
 from .grounder import Grounder
 
 _PIECES = 2  # of clips that wait for the vision model
@@ -58,10 +55,10 @@ class FailedVideo:
 def ground_videos(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[GroundedVideo | FailedVideo]:
     """What came of each job, in order. `jobs` may be endless: another thread reads it, as far as it works ahead.
 
-    A video or query that cannot be used is a FailedVideo and the next one follows; any other error is raised. The
-    threads end with the iterator: when it is exhausted, closed, or left by an error or Ctrl-C. Only when `jobs` itself
-    blocks, the thread that waits for its next job is left behind after 2 seconds: it takes that job and ends, or ends
-    with the process.
+    A video or query that cannot be used is a FailedVideo and the next one follows; any other error is raised, that of a
+    model that fails too. The threads end with the iterator: when it is exhausted, closed, or left by an error or
+    Ctrl-C. Only when `jobs` itself blocks, the thread that waits for its next job is left behind after 2 seconds: it
+    takes that job and ends, or ends with the process.
     """
     line = _Line()
     pieces, videos = Queue(_PIECES), Queue(_VIDEOS)
@@ -98,43 +95,20 @@ class _Encoded:
 
 def _decoded(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[tuple[Job, Piece | Unusable]]:
     for number, job in enumerate(jobs):
-        messages = decode_pieces(number, job.path, grounder.spec, threads=0)
-        with grounder.timings.call() as clock:
-            while True:
-                with clock.stage("decode"):
-                    message = next(messages, None)
-                if message is None:
-                    break
-                yield job, message
+        for piece in grounder.decode(job.path, number):
+            yield job, piece
 
 
 def _encoded(
-    grounder: Grounder, messages: Iterator[tuple[Job, Piece | Unusable]]
+    grounder: Grounder, pieces: Iterator[tuple[Job, Piece | Unusable]]
 ) -> Iterator[_Encoded | FailedVideo]:  # fmt: skip
-    for _, of_one_video in groupby(messages, lambda message: message[1].video):
-        yield _encode(grounder, of_one_video)
-
-
-def _encode(grounder: Grounder, messages: Iterator[tuple[Job, Piece | Unusable]]) -> _Encoded | FailedVideo:
-    """The messages of one video, which end with its last piece or with why there is none."""
-    parts: list[np.ndarray] = []
-    with grounder.timings.call() as clock:
-        for job, message in messages:
-            if isinstance(message, Unusable):
-                return FailedVideo(job.path, message.reason)
-            with clock.stage("vision"):
-                parts.append(grounder.vision.run({"clips": message.clips})["features"])
-            if message.ending is not None:
-                return _whole(job, parts, message.ending, grounder.spec)
-    raise AssertionError("a video ends with an ending")
-
-
-def _whole(job: Job, parts: list[np.ndarray], ending: Ending, spec: FeatureSpec) -> _Encoded | FailedVideo:
-    try:
-        video = VideoFeatures(np.concatenate(parts), ending.duration_s, spec, decoder=decoder_name())
-        return _Encoded(job, video, ending.warnings)
-    except InputError as error:
-        return FailedVideo(job.path, f"{job.path}: {error}")
+    for _, of_one_video in groupby(pieces, lambda item: item[1].video):
+        first = next(of_one_video)
+        job = first[0]
+        try:
+            yield _Encoded(job, *grounder.see(job.path, (piece for _, piece in chain([first], of_one_video))))
+        except InputError as error:
+            yield FailedVideo(job.path, str(error))
 
 
 class _Stop(Exception):

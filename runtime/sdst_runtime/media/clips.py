@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+VISION_BATCH = 16  # clips that are decoded at once, and that the vision model gets at once
 _TICK_S = 1e-9  # sample times and timestamps nearer than this are the same moment: only rounding parts them
 _REWIND_S = 1.0  # a longer step back is a restarted clock (joined recordings); a shorter one is a damaged timestamp
 _GAP_S = 3600.0  # a longer step forward is a broken clock, not a still picture
@@ -34,12 +35,6 @@ _HOLE_S, _HOLE_INTERVALS = 1.0, 20  # a longer wait for the next frame, at a rat
 _PROMISE_S = 0.5  # a video that ends earlier than its header says by more than this was cut off
 _UNSPECIFIED, _RESERVED = 2, 3  # code points that H.273 gives to colour spaces, transfers and primaries alike
 _FILTERS = {"bicubic": "BICUBIC", "bilinear": "BILINEAR", "area": "AREA", "lanczos": "LANCZOS"}
-
-
-def sample_times(clips: int, clip_s: float, frames_per_clip: int) -> np.ndarray:
-    """Seconds at which each clip is sampled: float64 [clips, frames_per_clip]."""
-    middles_s = (np.arange(frames_per_clip) + 0.5) * clip_s / frames_per_clip
-    return np.arange(clips)[:, None] * float(clip_s) + middles_s
 
 
 def clip_count(duration_s: float, clip_s: float, frames_per_clip: int) -> int:
@@ -61,7 +56,7 @@ class ClipStream:
     Iterating raises InputError when the file cannot be used at all.
     """
 
-    def __init__(self, path: str | Path, spec: FeatureSpec, *, batch: int = 16, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, spec: FeatureSpec, *, batch: int = VISION_BATCH, threads: int = 0) -> None:
         if spec.frames_per_clip < 1 or spec.image_size < 1 or not 0 < spec.clip_s < math.inf or batch < 1:
             raise InputError(
                 "frames_per_clip, image_size, clip_s and batch must be positive, got "

@@ -24,7 +24,6 @@ from ..errors import InputError, require_package
 from ..machine import interrupts_ignored, usable_cores
 from .clips import ClipStream
 
-_PIECE = 16  # clips sent at once
 _AHEAD = 2  # videos given to a process before it has finished the first: it never waits for the next one's name
 
 
@@ -81,7 +80,7 @@ def decoding(
 def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> Iterator[Piece | Unusable]:
     """What is sent of one video, in order; `threads` are the decoder's (0: one a core)."""
     av = require_package("av", "")
-    stream, held = ClipStream(path, spec, batch=_PIECE, threads=threads), None
+    stream, held = ClipStream(path, spec, threads=threads), None
     try:
         for clips in stream:
             if held is not None:

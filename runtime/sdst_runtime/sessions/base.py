@@ -1,6 +1,6 @@
 """Sessions: one way to run a model file, whatever runs it.
 
-A session maps named numpy arrays to named numpy arrays. `open_session` picks the runner by the file's suffix.
+A session maps named numpy arrays to named numpy arrays. open.py opens one by its file's suffix.
 Shapes: B batch, T clips, K layers, V video width, F width, L tokens, X text width, M moments.
 """
 
@@ -9,12 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
-from ..errors import ContractError, InputError
+from ..errors import ContractError, InputError, SessionError
+
+ModelKind = Literal["vision", "text", "projection", "head"]  # the models of a bundle
+MODELS: tuple[ModelKind, ...] = get_args(ModelKind)
+GROUNDING_MODELS: tuple[ModelKind, ...] = ("projection", "head")  # what GroundingModel runs, in this order
+PROJECTED = "projected"  # B T K F, from the projection to the head
+
+Self = TypeVar("Self")  # typing has it from Python 3.11 on
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Session(Protocol):
     def outputs(self) -> Mapping[str, TensorInfo]: ...
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises InputError when a name, type or shape of the inputs is wrong."""
+        """Outputs by name. Raises InputError when a name, type or shape of the inputs is wrong, else SessionError."""
         ...
 
     def close(self) -> None:
@@ -55,8 +61,55 @@ class Session(Protocol):
     def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
 
 
-class GroundingModel:
-    """The head behind one `run`: the projection of the video, then what follows for the sentence.
+class ClosedAtEnd:
+    """A context manager that closes itself."""
+
+    def close(self) -> None:
+        """Give back what it holds; a second call does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class ProcessSession(ClosedAtEnd):
+    """What the sessions of all runners share: they run until they are closed, in the process that opened them.
+
+    Neither a runner's threads nor the GPU's memory come along into a fork: each process opens its own session.
+    """
+
+    def __init__(self, name: str) -> None:
+        """`name` of the model, for messages."""
+        self.name = name
+        self._process, self._closed = os.getpid(), False
+
+    def close(self) -> None:
+        """Give back what the session holds; a second call does nothing."""
+        self._closed = True
+        if self._process == os.getpid():  # else all of it is the parent's
+            self._release()
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+        if self._process != os.getpid():
+            raise SessionError(
+                f"{self.name}: the session was opened by process {self._process} and this is its fork {os.getpid()};"
+                " open the model in each process"
+            )
+
+    def _closed_error(self) -> SessionError:
+        return SessionError(f"{self.name}: the session is closed; open the model again")
+
+
+class GroundingModel(ClosedAtEnd):
+    """The projection of the video and the head, which does what follows for the sentence, behind one `run`.
 
     Inputs video B T K V float32, video_mask B T bool, text B K L X float32, text_mask B L bool; outputs spans B M 2
     (start, end, fractions of the valid clips), scores B M, saliency B T. For many sentences about one video run
@@ -76,7 +129,7 @@ class GroundingModel:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises InputError when a name, type or shape of the inputs is wrong."""
-        require_inputs("the head", self.inputs, inputs)
+        require_inputs("the grounding model", self.inputs, inputs)
         projected = self.projection.run({name: inputs[name] for name in self.projection.inputs})
         given = {**inputs, **projected}
         return self.head.run({name: given[name] for name in self.head.inputs})
@@ -85,17 +138,6 @@ class GroundingModel:
         """Close both sessions."""
         self.projection.close()
         self.head.close()
-
-    def __enter__(self) -> GroundingModel:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-HOST_CODE = "SDST_ENGINE_HOST_CODE"  # of the environment: "1" lets engines run code that they carry
-PROJECTED = "projected"  # B T K F, from the projection to the head
-GROUNDING_MODELS = ("projection", "head")  # of a bundle: what GroundingModel runs, in this order
 
 
 def require_inputs(model: str, expected: Mapping[str, TensorInfo], inputs: Mapping[str, np.ndarray]) -> None:
@@ -115,16 +157,3 @@ def require_inputs(model: str, expected: Mapping[str, TensorInfo], inputs: Mappi
             size, first = sizes.setdefault(str(axis), (got, name))
             if size != got:
                 raise InputError(f"{model}: axis {axis} is {size} in {first!r} and {got} in {name!r}; give one size")
-
-
-def open_session(path: Path, threads: int | None = None) -> Session:
-    """A session for a model file. Raises InputError for a suffix that nothing here runs."""
-    if Path(path).suffix == ".onnx":
-        from .onnxruntime import OnnxRuntimeSession
-
-        return OnnxRuntimeSession(path, threads)
-    if Path(path).suffix == ".plan":
-        from .tensorrt import TensorRTSession
-
-        return TensorRTSession(path, engine_host_code_allowed=os.environ.get(HOST_CODE) == "1")
-    raise InputError(f"{path}: expected a .onnx or .plan file, got {Path(path).suffix or 'no suffix'}")

@@ -8,31 +8,28 @@ Where the processor's int8 products saturate, Q/DQ of an int8 model are computed
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ..errors import DependencyError, InputError, require_package
-from ..machine import usable_cores
-from .base import TensorInfo, require_inputs
+from ..errors import DependencyError, InputError, SessionError, require_package
+from ..machine import DeviceChoice, usable_cores
+from .base import ProcessSession, TensorInfo, require_inputs
 from .int8_products import FLOAT_PRODUCTS, products_are_exact
-
-Device = Literal["auto", "cpu", "cuda"]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(ProcessSession):
     """An ONNX file on ONNX Runtime. `run` may be called from several threads at once, each call on its own arrays.
 
-    `device` says where it runs, "cpu" or "cuda". A session does not survive a fork: each process opens its own.
+    `device` says where it runs, "cpu" or "cuda".
     """
 
-    def __init__(self, path: Path, threads: int | None = None, device: Device = "auto") -> None:
+    def __init__(self, path: Path, threads: int | None = None, device: DeviceChoice = "auto") -> None:
         """`threads` within one operator; default: all cores this process may use. `device` "auto" is the
         CUDA provider where it is installed and starts, else the CPU.
 
@@ -41,10 +38,10 @@ class OnnxRuntimeSession:
         if threads is not None and threads < 1:
             raise InputError(f"threads: expected at least 1, got {threads}")
         self.path = Path(path)
+        super().__init__(self.path.name)
         if not self.path.is_file():
             raise InputError(f"{path}: no such model; export a bundle with  sdst export")
         self._session: Any = _load(self.path, threads or usable_cores(), device)
-        self._process = os.getpid()
         self.device = "cuda" if CUDA in self._session.get_providers() else "cpu"
         if device == "cuda" and self.device != "cuda":
             raise DependencyError(
@@ -58,11 +55,12 @@ class OnnxRuntimeSession:
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, in arrays of their own. Inputs that are not contiguous are copied.
 
-        Raises InputError when a name, type or shape of the inputs is wrong, when ONNX Runtime fails, and in a session
-        that is closed or was opened by another process.
+        Raises InputError when a name, type or shape of the inputs is wrong, SessionError when ONNX Runtime fails and
+        in a session that is closed or was opened by another process.
         """
-        session = self._open_session()
-        require_inputs(self.path.name, self.inputs, inputs)
+        session = self._session  # held, so that a close in another thread lets this run end
+        self._require_open()
+        require_inputs(self.name, self.inputs, inputs)
         given = {name: np.ascontiguousarray(inputs[name]) for name in self.inputs}
         binding = session.io_binding()
         for name, array in given.items():
@@ -72,29 +70,11 @@ class OnnxRuntimeSession:
             session.run_with_iobinding(binding)
         except Exception as error:  # the binding raises many types that share no base
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
-            raise InputError(f"{self.path.name}: ONNX Runtime failed on {shapes}: {_first_line(error)}") from error
+            raise SessionError(f"{self.name}: ONNX Runtime failed on {shapes}: {_first_line(error)}") from error
         return outputs
 
-    def close(self) -> None:
-        """Free the model; a second call does nothing. Calls that are under way in other threads end well."""
+    def _release(self) -> None:
         self._session = None
-
-    def __enter__(self) -> OnnxRuntimeSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _open_session(self) -> Any:
-        session = self._session
-        if session is None:
-            raise InputError(f"{self.path.name}: the session is closed; open the model again")
-        if self._process != os.getpid():  # ONNX Runtime's threads stayed behind: a run would wait for them for ever
-            raise InputError(
-                f"{self.path.name}: the session was opened by process {self._process} and this is its fork"
-                f" {os.getpid()}; open the model in each process"
-            )
-        return session
 
     def _bind_outputs(self, binding: Any, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
         outputs = {}
@@ -114,7 +94,7 @@ _ONNX_TYPES = {
 }
 
 
-def _load(path: Path, threads: int, device: Device) -> Any:
+def _load(path: Path, threads: int, device: DeviceChoice) -> Any:
     ort: Any = require_package("onnxruntime", "")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -134,7 +114,7 @@ def _load(path: Path, threads: int, device: Device) -> Any:
         raise InputError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export it again") from error
 
 
-def _providers(available: list[str], device: Device) -> list[str]:
+def _providers(available: list[str], device: DeviceChoice) -> list[str]:
     if device == "cuda" and CUDA not in available:
         raise DependencyError(
             f"device cuda: this ONNX Runtime has no CUDA provider, only {', '.join(available)}: run"

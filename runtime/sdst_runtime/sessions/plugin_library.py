@@ -26,6 +26,8 @@ API_VERSION = "1"
 VARIABLE = "SDST_PLUGINS"  # of the environment: a library to use instead of all others
 LIBRARIES: dict[PluginDevice, str] = {"cuda": "libsdst_plugins.so", "host": "libsdst_plugins_host.so"}
 PACKAGE_FOLDER = Path(__file__).parents[1] / "lib"
+DEPTHS = (16, 32, 64)  # what the op computes: these, with MOST_* plugins/src/rdsa_limits.h
+MOST_HEADS, MOST_POINTS = 1 << 16, 16
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # enum sdst_type
 
 _BAD_ARGUMENT = 1  # enum sdst_status

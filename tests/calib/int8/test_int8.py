@@ -28,7 +28,7 @@ from sdst_export.models import export_head, lower
 from sdst_runtime.data.dataset import Sample, pad_inputs
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_train.config import TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.model.sdst import SDST

@@ -17,7 +17,7 @@ from sdst_calib.int8.calibrate import Int8Options, Int8Report, Queries, calibrat
 from sdst_export.graph import save_model
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
 from sdst_runtime.media.clips import read_clips
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 
 OPTIONS = Int8Options("amax", ("vision",))
 

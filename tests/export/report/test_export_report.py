@@ -16,7 +16,7 @@ from sdst_export.errors import ExportError
 from sdst_export.graph import export_module, save_model
 from sdst_export.report.summary import summarise
 from sdst_runtime.grounding.bundle import MODELS, Bundle
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_train.loop.checkpoint import load_checkpoint
 
 

@@ -15,7 +15,6 @@ import pytest
 from sdst.bench import _failures
 from sdst.bench_variants import _gpu_bytes, candidates, parse_kinds
 from sdst.cli import main
-from sdst_runtime.bench.machine_state import clocks, gpus, memory_bytes, peak_memory_bytes
 from sdst_runtime.bench.measure import (
     Benchmark,
     Footprint,
@@ -36,6 +35,7 @@ from sdst_runtime.bench.page import render_page
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import sha256_file
 from sdst_runtime.grounding.bundle import Bundle
+from sdst_runtime.machine import clocks, gpus, memory_bytes, peak_memory_bytes
 
 SHAPE = Shape(2, 9, 3, 5)
 

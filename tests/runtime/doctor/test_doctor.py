@@ -18,7 +18,6 @@ from host_library import SOUND, compiled, stating
 
 from sdst.cli import main
 from sdst_runtime.data.annotations import read_annotations
-from sdst_runtime.doctor.base import ASSETS, WEIGHTS, check_annotations, check_onnxruntime, check_video
 from sdst_runtime.doctor.examine import check_bundle, check_disk, examine, random_inputs
 from sdst_runtime.doctor.gpu import (
     check_driver,
@@ -28,6 +27,7 @@ from sdst_runtime.doctor.gpu import (
     require_right,
     run_on_device,
 )
+from sdst_runtime.doctor.installation import ASSETS, WEIGHTS, check_annotations, check_onnxruntime, check_video
 from sdst_runtime.doctor.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs, rdsa_oracle
 from sdst_runtime.errors import ContractError
 from sdst_runtime.media.clips import read_clips
@@ -138,7 +138,7 @@ def test_wrong_colours_are_a_fault(monkeypatch):
         green = (y - 0.299 * red - 0.114 * blue) / 0.587
         return (np.stack([red, green, blue], axis=-1) * 255).clip(0, 255).round().astype(np.uint8), duration_s
 
-    monkeypatch.setattr("sdst_runtime.doctor.base.read_clips", read)
+    monkeypatch.setattr("sdst_runtime.doctor.installation.read_clips", read)
     check = check_video()
     assert (check.state, check.needed) == ("fault", True)
     off = int(re.search(r"the colours are wrong: a clip in BT\.709 is off by (\d+) of 255", check.found)[1])
@@ -152,7 +152,7 @@ def test_a_video_that_cannot_be_decoded_is_a_fault(monkeypatch):
     def read(path, spec):
         raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
 
-    monkeypatch.setattr("sdst_runtime.doctor.base.read_clips", read)
+    monkeypatch.setattr("sdst_runtime.doctor.installation.read_clips", read)
     check = check_video()
     assert check.state == "fault"
     assert check.found.endswith(": TypeError: open() got an unexpected keyword argument 'metadata_errors'")
@@ -169,7 +169,7 @@ def test_every_form_of_annotation_is_read(monkeypatch):
             raise TypeError("Plain typing.ClassVar is not valid as type argument")
         return read_annotations(path, durations)
 
-    monkeypatch.setattr("sdst_runtime.doctor.base.read_annotations", read)
+    monkeypatch.setattr("sdst_runtime.doctor.installation.read_annotations", read)
     check = check_annotations()
     assert check.state == "fault"
     assert check.found.endswith("TypeError: Plain typing.ClassVar is not valid as type argument")
@@ -180,7 +180,9 @@ def test_a_model_is_run(monkeypatch):
     check = check_onnxruntime()
     assert check.state == "fine"
     assert check.found.endswith("; ran a model")
-    monkeypatch.setattr("sdst_runtime.doctor.base.WEIGHTS", [[weight + 0.5 for weight in row] for row in WEIGHTS])
+    monkeypatch.setattr(
+        "sdst_runtime.doctor.installation.WEIGHTS", [[weight + 0.5 for weight in row] for row in WEIGHTS]
+    )
     check = check_onnxruntime()
     assert check.state == "fault"
     assert "the answer of a small model is off by 9.0e-01, expected at most 1e-05" in check.found

@@ -15,7 +15,7 @@ from parity_world import changed_bundle
 
 from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.data.dataset import pad_inputs
-from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.errors import ContractError, InputError, SessionError
 from sdst_runtime.grounding.decode import decode, prediction_row
 from sdst_runtime.grounding.grounder import Timings, batches
 from sdst_runtime.media.clips import read_clips
@@ -153,7 +153,7 @@ def test_a_closed_grounder_says_so(exported, video):
         features = grounder.encode(video)
     grounder.close()
     for ask in (lambda: grounder.encode(video), lambda: grounder.ground(features, QUERIES[0])):
-        with pytest.raises(InputError, match="closed"):
+        with pytest.raises(SessionError, match="closed"):
             ask()
 
 

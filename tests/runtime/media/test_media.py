@@ -14,9 +14,15 @@ import pytest
 
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import InputError
-from sdst_runtime.media.clips import ClipStream, clip_count, key_frames, read_clips, sample_times
+from sdst_runtime.media.clips import ClipStream, clip_count, key_frames, read_clips
 
 SIZE = 32  # the pictures are squashed to it; frame numbers stay readable
+
+
+def sample_times(clips: int, clip_s: float, frames_per_clip: int) -> np.ndarray:
+    """Seconds at which each clip is sampled: float64 [clips, frames_per_clip]."""
+    middles_s = (np.arange(frames_per_clip) + 0.5) * clip_s / frames_per_clip
+    return np.arange(clips)[:, None] * float(clip_s) + middles_s
 
 
 def make_spec(clip_s: float = 2.0, frames: int = 4, resize: str = "bicubic") -> FeatureSpec:

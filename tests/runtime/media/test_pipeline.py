@@ -16,6 +16,7 @@ import pytest
 
 from sdst.cli import main
 from sdst_runtime import FailedVideo, GroundedVideo, Grounder, Job, ground_videos
+from sdst_runtime.errors import SessionError
 
 QUERIES = ("a red circle moves to the left", "a ring grows")
 
@@ -156,6 +157,26 @@ def test_an_error_of_a_thread_reaches_the_caller(grounder, files):
     with pytest.raises(RuntimeError, match="the list broke off"):
         next(stream)
     assert threads() == []
+
+
+def test_a_model_that_fails_ends_the_run_and_a_bad_video_does_not(files, exported):
+    jobs = [Job(files["noise"], QUERIES), Job(files["broken"], QUERIES), Job(files["short"], QUERIES)]
+    for model in ("vision", "text", "grounding_model"):
+        with Grounder.load(exported.directory, threads=1) as grounder:
+            found = [type(done) for done in ground_videos(grounder, jobs)]
+            assert found == [GroundedVideo, FailedVideo, GroundedVideo]
+            getattr(grounder, model).close()
+            with pytest.raises(SessionError, match=r"\.onnx: the session is closed; open the model again"):
+                list(ground_videos(grounder, jobs))
+        assert threads() == []
+
+
+def test_a_run_that_onnx_runtime_refuses_is_no_bad_video(files, exported, monkeypatch):
+    with Grounder.load(exported.directory, threads=1) as grounder:
+        outside = (np.full((1, 3), 10**6), np.ones((1, 3), bool))  # token ids that the text model does not know
+        monkeypatch.setattr(grounder.tokenizer, "encode_batch", lambda *_: outside)
+        with pytest.raises(SessionError, match=r"text\.onnx: ONNX Runtime failed on token_ids \[1, 3\]"):
+            list(ground_videos(grounder, [Job(files["short"], QUERIES[:1])]))
 
 
 # ---------------------------------------------------------------- the command

@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 from forked import said_by_a_fork
 
-from sdst_runtime.errors import DependencyError, InputError
+from sdst_runtime.errors import DependencyError, InputError, SessionError
 from sdst_runtime.grounding.bundle import MODELS
-from sdst_runtime.sessions.base import TensorInfo, open_session
+from sdst_runtime.sessions.base import TensorInfo
 from sdst_runtime.sessions.onnxruntime import OnnxRuntimeSession
+from sdst_runtime.sessions.open import open_session
 
 SIZES = {"B": 3, "T": 9, "L": 5, "N": 2}
 
@@ -125,7 +126,9 @@ def test_what_onnx_runtime_refuses_is_an_error_that_names_the_shapes(exported):
     inputs = arrays(text)
     expected = text.run(inputs)["features"]
     outside = {**inputs, "token_ids": np.full_like(inputs["token_ids"], 10**6)}
-    with pytest.raises(InputError, match=r"text\.onnx: ONNX Runtime failed on token_ids \[3, 5\], token_mask \[3, 5\]"):
+    with pytest.raises(
+        SessionError, match=r"text\.onnx: ONNX Runtime failed on token_ids \[3, 5\], token_mask \[3, 5\]"
+    ):
         text.run(outside)
     np.testing.assert_array_equal(text.run(inputs)["features"], expected)
 
@@ -136,7 +139,7 @@ def test_closed_is_closed(head):
         assert entered is head
         head.run(inputs)
     head.close()
-    with pytest.raises(InputError, match=r"head\.onnx: the session is closed; open the model again"):
+    with pytest.raises(SessionError, match=r"head\.onnx: the session is closed; open the model again"):
         head.run(inputs)
 
 

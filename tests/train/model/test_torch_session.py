@@ -15,7 +15,7 @@ from places import ROOT
 
 from sdst_calib.parity.measure import max_abs_error
 from sdst_export.serving import serving_model
-from sdst_runtime.errors import DeviceError, InputError
+from sdst_runtime.errors import DeviceError, InputError, SessionError
 from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.sessions.base import GroundingModel, TensorInfo
 from sdst_train.config import ModelConfig
@@ -124,7 +124,7 @@ def test_closed_is_closed(model):
     with TorchSession(model) as session:
         inputs = inputs_of(session)
         session.run(inputs)
-    with pytest.raises(InputError, match="the session is closed; open the model again"):
+    with pytest.raises(SessionError, match="the session is closed; open the model again"):
         session.run(inputs)
 
 

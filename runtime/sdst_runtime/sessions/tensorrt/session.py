@@ -5,17 +5,15 @@ Shapes are those of the model (docs/architecture.md); every free axis may take a
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ...errors import ContractError, InputError
-from ..base import TensorInfo, require_inputs
+from ..base import ProcessSession, TensorInfo, require_inputs
 from ..plugin_library import open_plugin_library
 from .compat import load_tensorrt, make_runtime, numpy_dtype, register_plugin, shared_logger, take_errors
 from .device import Device
@@ -37,11 +35,11 @@ from .sidecar import (
 )
 
 
-class TensorRTSession:
+class TensorRTSession(ProcessSession):
     """Runs an engine. Any number of threads may call `run`; `workers` of them at a time, the others wait.
 
     The first call of some shapes is slow (memory, kernels), the second captures a CUDA graph; `warm_up` does both
-    beforehand. A session does not survive a fork: each process opens its own.
+    beforehand.
     """
 
     def __init__(
@@ -62,6 +60,7 @@ class TensorRTSession:
         if workers < 1:
             raise InputError(f"workers: expected at least 1, got {workers}")
         self.path = Path(path)
+        super().__init__(self.path.name)
         self._sidecar = read_sidecar(self.path)
         trt = load_tensorrt()
         self._device = _open_device() if device is None else device
@@ -70,7 +69,6 @@ class TensorRTSession:
         require_machine(self.path, self._sidecar, here)
         _require_host_code(self.path, self._sidecar, engine_host_code_allowed)
         plan = read_plan(self.path, self._sidecar)
-        self._process = os.getpid()
         self.metadata: Mapping[str, str] = self._sidecar.metadata()
         with self._device.current():
             _load_plugin(trt, self.path, self._sidecar, self._device)
@@ -79,31 +77,32 @@ class TensorRTSession:
         if not cuda_graphs:
             parts.no_graphs.set()
         self.inputs, self.outputs = parts.inputs, parts.outputs
-        self._pool = Pool(lanes, lambda: InputError(f"{self.path.name}: the session is closed; open the model again"))
+        self._pool = Pool(lanes, self._closed_error)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Outputs by name, as numpy arrays of their own.
 
         An input is a numpy array, or an array on the session's GPU with `__dlpack__` or `__cuda_array_interface__`,
         which is read where it lies; when it is overwritten afterwards nothing happens here. Raises InputError when a
-        name, type or shape is wrong or no profile holds the shapes, DeviceError when the GPU fails; out of memory, the
-        session gives its buffers back and stays usable.
+        name, type or shape is wrong or no profile holds the shapes, SessionError in a session that is closed or was
+        opened by another process, DeviceError when the GPU fails; out of memory, the session gives its buffers back and
+        stays usable.
         """
-        self._require_own_process()
+        self._require_open()
         with self._pool.one() as lane, self._device.current():
             given = self._read(inputs, lane)
             return lane.run(_profile(lane.parts, given), given)
 
     def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """As `run`, with outputs that stay on the GPU: for torch.from_dlpack and the like."""
-        self._require_own_process()
+        self._require_open()
         with self._pool.one() as lane, self._device.current():
             given = self._read(inputs, lane)
             return lane.run_on_device(_profile(lane.parts, given), given)
 
     def warm_up(self) -> None:
         """Run the usual shapes of every profile in every worker: memory is allocated and graphs are captured."""
-        self._require_own_process()
+        self._require_open()
         with self._pool.all() as lanes, self._device.current():
             for lane in lanes:
                 for index, profile in enumerate(lane.parts.profiles):
@@ -111,39 +110,21 @@ class TensorRTSession:
                     for _ in range(2):  # the second call captures
                         lane.run(index, ones)
 
-    def close(self) -> None:
-        """Give all memory back once the calls under way have ended; a second call does nothing."""
-        if self._process != os.getpid():
-            return  # the GPU's memory is the parent's
-        lanes = self._pool.close()
+    def _release(self) -> None:
+        lanes = self._pool.close()  # once the calls under way have ended
         with self._device.current():
             while lanes:  # let go here too, streams and contexts need the device current
                 lanes.pop().close()
 
-    def __enter__(self) -> TensorRTSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _read(self, inputs: Mapping[str, Any], lane: Lane) -> dict[str, Input]:
         if inputs.keys() != self.inputs.keys():
-            raise InputError(f"{self.path.name}: expected inputs {sorted(self.inputs)}, got {sorted(inputs)}")
+            raise InputError(f"{self.name}: expected inputs {sorted(self.inputs)}, got {sorted(inputs)}")
         given: dict[str, Any] = {}
         for name in self.inputs:
             value, on_device = inputs[name], is_on_device(inputs[name], self._device)
             given[name] = read_tensor(name, value, self._device, lane.compute) if on_device else np.asarray(value)
-        require_inputs(self.path.name, self.inputs, given)
+        require_inputs(self.name, self.inputs, given)
         return given
-
-    def _require_own_process(self) -> None:
-        if self._process != os.getpid():
-            raise InputError(
-                f"{self.path.name}: the session was opened by process {self._process} and this is its fork"
-                f" {os.getpid()}; open the model in each process"
-            )
 
 
 def _open_device() -> Device:

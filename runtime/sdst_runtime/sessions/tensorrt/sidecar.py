@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -19,13 +18,12 @@ from ...contracts import KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSp
 from ...errors import ContractError, InputError
 from ...files import write_json
 from ...strict_json import read_strict
-from ..base import TensorInfo
+from ..base import ModelKind, TensorInfo
 from .compat import version_numbers
 
 FORMAT = 1
 SUFFIX = ".json"  # after the plan's own
 
-Kind = Literal["vision", "text", "projection", "head"]
 Shape = tuple[int, ...]
 
 
@@ -101,7 +99,7 @@ class Sidecar:
 
     format: int
     sdst_version: str
-    kind: Kind
+    kind: ModelKind
     precision: str
     spec: FeatureSpec
     steps: int  # of the head's refinement; 0 in the others

@@ -17,7 +17,7 @@ from host_device import HostDevice
 from host_library import SOUND, compiled, stating
 from mocked_tensorrt import BINDINGS, MockedTensorRT, mocked_tensorrt
 
-from sdst_runtime.sessions.base import open_session
+from sdst_runtime.sessions.open import open_session
 from sdst_runtime.sessions.tensorrt import TensorRTSession
 from sdst_runtime.sessions.tensorrt.sidecar import PluginRecord, sidecar_path
 

@@ -262,8 +262,8 @@ BAD_INPUTS = {
     "foreign": ("InputError", "value", "expected memory of GPU 0", "got GPU 1"),
     "transposed": ("InputError", "value", "contiguous", "[1024, 128, 4]", "[4, 64, 8]"),
     "host": ("InputError", "value", "numpy array"),
-    "closed": ("InputError", "head.plan", "closed"),
-    "closed warm-up": ("InputError", "head.plan", "closed"),
+    "closed": ("SessionError", "head.plan", "closed"),
+    "closed warm-up": ("SessionError", "head.plan", "closed"),
 }
 
 

@@ -78,7 +78,7 @@ def test_a_forked_child_is_told_to_open_its_own(tensorrt, plan):
     said = tensorrt.call(in_process_fork, plan)
     run, warm_up, close = said["child"]
     for words in (run, warm_up):
-        assert words.startswith("InputError: head.plan")
+        assert words.startswith("SessionError: head.plan")
         assert str(said["pid"]) in words
         assert "fork" in words
     assert close == "nothing"
