@@ -5,6 +5,8 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -15,9 +17,10 @@ from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.contracts import EncodedVideo
 from sdst_runtime.errors import InputError, PartialFailure
 from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
-from sdst_runtime.machine import machine_facts, usable_cores
+from sdst_runtime.machine import load_warning, machine_facts, usable_cores
 from sdst_runtime.media.clips import key_frames
-from sdst_runtime.pages.report import QueryPanel, Report, StageLatency, VideoPanel, write_report
+from sdst_runtime.pages.panels import QueryPanel, VideoPanel, shown_moments
+from sdst_runtime.pages.report import Report, StageLatency, write_report
 
 KEY_FRAMES = 10
 KEY_FRAME_HEIGHT = 144  # pixels
@@ -50,6 +53,7 @@ def ground(
             trained on, for videos longer than all of these.
         threads: Threads for each model; default: all cores, of a list all but the one that decodes.
     """
+    load = load_warning()
     if top < 1:
         raise InputError(f"--top: expected at least 1, got {top}")
     if not queries:
@@ -69,7 +73,7 @@ def ground(
         encoded = grounder.encode(video)
         answers = grounder.ground_batch(encoded, queries)
         if report is not None:
-            write_report(report, single_report(video, grounder, encoded, answers))
+            write_report(report, single_report(video, grounder, encoded, answers, load))
         print_answers(video, encoded, answers, json, top)
 
 
@@ -143,8 +147,10 @@ def print_table(video: Path, features: VideoFeatures, answers: Sequence[Groundin
         console.print(table)
 
 
-def single_report(video: Path, grounder: Grounder, features: EncodedVideo, answers: Sequence[Grounding]) -> Report:
-    """A page about one video."""
+def single_report(
+    video: Path, grounder: Grounder, features: EncodedVideo, answers: Sequence[Grounding], load: str = ""
+) -> Report:
+    """A page about one video; `load` is what `load_warning` said before the times were taken."""
     panel = video_panel(video, features, tuple(QueryPanel(answer) for answer in answers))
     return Report(
         title="Moments",
@@ -153,15 +159,22 @@ def single_report(video: Path, grounder: Grounder, features: EncodedVideo, answe
         latency=latency_rows(grounder, len(features.features)),
         machine=machine_facts(),
         facts=(("bundle", str(grounder.bundle.directory)), ("backbone", features.spec.backbone)),
+        warnings=(load,) if load else (),
         notes=features.warnings,
     )
 
 
 def video_panel(video: Path, features: VideoFeatures, queries: tuple[QueryPanel, ...], note: str = "") -> VideoPanel:
-    """A video with evenly spaced key frames."""
-    times = [(i + 0.5) * features.duration_s / KEY_FRAMES for i in range(KEY_FRAMES)]
-    frames = tuple(zip(times, key_frames(video, times, KEY_FRAME_HEIGHT), strict=True))
-    return VideoPanel(video.name, features.duration_s, frames, queries, note)
+    """A video that the page plays, with evenly spaced key frames and a picture from the middle of each shown moment."""
+    strip = [(i + 0.5) * features.duration_s / KEY_FRAMES for i in range(KEY_FRAMES)]
+    middles = [[(m.start_s + m.end_s) / 2 for m in shown_moments(query.grounding)] for query in queries]
+    pictures = iter(key_frames(video, [*strip, *(time_s for times in middles for time_s in times)], KEY_FRAME_HEIGHT))
+    frames = tuple(zip(strip, islice(pictures, KEY_FRAMES), strict=True))
+    pictured = tuple(
+        replace(query, pictures=tuple(islice(pictures, len(times))))
+        for query, times in zip(queries, middles, strict=True)
+    )
+    return VideoPanel(video.name, features.duration_s, frames, pictured, note, file=video)
 
 
 def latency_rows(grounder: Grounder, clips: int | None) -> tuple[StageLatency, ...]:

@@ -5,11 +5,12 @@ Everything here answers on a machine without a GPU too: nothing found is an empt
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..machine import load_average
 
 _STATUS = Path("/proc/self/status")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -61,7 +62,8 @@ def clocks() -> str:
 
 def load() -> str:
     """Processes that ran or waited for a core in the last minute, for a person: above the cores, times mean little."""
-    return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    average = load_average()
+    return "" if average is None else f"load {average:.1f}"
 
 
 def peak_memory_bytes() -> int | None:
