@@ -118,6 +118,25 @@ def test_keys_seek_play_and_read_out(page):
         settled(tab, 4.0)
 
 
+def test_times_of_a_long_video_are_read_out_as_its_axis_has_them(tmp_path):
+    grounding = Grounding("hours", (), np.full(20, -0.5, np.float32), clip_s=450.0)
+    truth = ((0.0, 600.0), (700.0, 800.0), (4000.0, 4100.0))
+    panel = VideoPanel("long.mp4", 9000.0, (), (QueryPanel(grounding, truth),))
+    write_report(tmp_path / "report.html", Report("Moments", videos=(panel,)))
+    with opened(tmp_path / "report.html") as tab:
+        tab.locator("[role=slider]").focus()
+        shown = tab.locator("output")
+        for key, told in (
+            ("Home", "0:00.0"), ("ArrowRight", "7:30.0"), ("PageUp", "1:22:30.0"), ("End", "2:30:00.0"),
+        ):  # fmt: skip
+            tab.keyboard.press(key)
+            assert shown.inner_text() == f"{told}, saliency −0.50"
+        tab.locator("summary", has_text="truth, 3 windows").press("Enter")
+        assert tab.locator(".rest li").all_inner_texts() == [
+            "0:00.0–10:00.0", "11:40.0–13:20.0", "1:06:40.0–1:08:20.0",
+        ]  # fmt: skip
+
+
 def test_a_finger_seeks_and_reads_out(page):
     with opened(page, 390, has_touch=True) as tab:
         ready(tab)

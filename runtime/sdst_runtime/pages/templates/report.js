@@ -6,6 +6,14 @@ for (const section of document.querySelectorAll(".video")) {
   const player = section.querySelector("video");
   for (const axis of section.querySelectorAll(".axis")) axis.append(document.createElement("output"));
 
+  const clock = (at) => {
+    if (duration < 180) return at.toFixed(1) + " s";
+    const tenths = Math.round(10 * at);
+    const minutes = Math.floor(tenths / 600);
+    const seconds = ((tenths % 600) / 10).toFixed(1).padStart(4, "0");
+    if (minutes < 60) return `${minutes}:${seconds}`;
+    return `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${seconds}`;
+  };
   let byKeys = false; // what the keyboard's focus reads out goes with it, what a pointer does not
   const readOut = (at, keys = false) => {
     byKeys = keys;
@@ -17,7 +25,7 @@ for (const section of document.querySelectorAll(".video")) {
       const values = curve ? curve.dataset.values.split(" ") : [];
       const value = values[Math.floor(at / Number(curve?.dataset.clip) + 1e-6)];
       const text = value && Number(value).toFixed(2).replace(/^-(0\.00)$/, "$1").replace("-", "\u2212");
-      out.textContent = at.toFixed(1) + " s" + (text ? ", saliency " + text : "");
+      out.textContent = clock(at) + (text ? ", saliency " + text : "");
     }
   };
   const play = (at) => {
