@@ -28,7 +28,7 @@ from sdst_runtime.bench.page import write_page
 from sdst_runtime.errors import InputError, SdstError
 from sdst_runtime.files import sha256_file, write_json
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.machine import clocks, gpus, load, machine_facts
+from sdst_runtime.machine import clocks, gpus, load, load_warning, machine_facts
 from sdst_runtime.media.clips import ClipStream
 
 from .bench_variants import HEAD_ONLY, Candidate, candidates, footprint, open_candidate, parse_kinds, vocabulary_of
@@ -76,7 +76,7 @@ def bench(
     """
     shapes, opened = _checked(bundles, batch, clips, queries, tokens, streams, seconds, warm_up)
     named = candidates(opened, parse_kinds(against), checkpoint, threads, max(streams))
-    before = _state()
+    before, warning = _state(), load_warning()
     with ExitStack() as stack:
         running, reasons = _open(named, stack)
         timings = [*_decode(video, opened[0], seconds, warm_up)]
@@ -97,6 +97,7 @@ def bench(
         timings=tuple(timings),
         throughputs=tuple(throughputs),
         footprints=tuple(footprints),
+        warnings=(warning,) if warning else (),
     )
     _print(result)
     if out is not None:
@@ -216,7 +217,7 @@ def _print(result: Benchmark) -> None:
     console.print(_other_tables(result))
     for name, what in result.variants.items():
         console.print(f"{name}: {what}", highlight=False, markup=False)
-    for line in _failures(result):
+    for line in (*_failures(result), *result.warnings):
         console.print(line, highlight=False, markup=False)
     facts = [*result.machine, *((f"clocks {when}", value) for when, value in result.clocks)]
     console.print(", ".join(f"{name} {value}" for name, value in facts), highlight=False, markup=False)

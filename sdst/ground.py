@@ -14,8 +14,9 @@ from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.contracts import EncodedVideo
 from sdst_runtime.errors import InputError, PartialFailure
 from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
-from sdst_runtime.machine import machine_facts, usable_cores
-from sdst_runtime.pages.report import QueryPanel, Report, write_report
+from sdst_runtime.machine import load_warning, machine_facts, usable_cores
+from sdst_runtime.pages.panels import QueryPanel
+from sdst_runtime.pages.report import Report, write_report
 
 from .panels import latency_rows, video_panel
 from .videos import LIST, read_list
@@ -48,6 +49,7 @@ def ground(
             trained on, for videos longer than all of these.
         threads: Threads for each model; default: all cores, of a list all but the one that decodes.
     """
+    load = load_warning()
     if top < 1:
         raise InputError(f"--top: expected at least 1, got {top}")
     if not queries:
@@ -67,7 +69,7 @@ def ground(
         encoded = grounder.encode(video)
         answers = grounder.ground_batch(encoded, queries)
         if report is not None:
-            write_report(report, single_report(video, grounder, encoded, answers))
+            write_report(report, single_report(video, grounder, encoded, answers, load))
         print_answers(video, encoded, answers, json, top)
 
 
@@ -129,8 +131,10 @@ def print_table(video: Path, features: VideoFeatures, answers: Sequence[Groundin
         console.print(table)
 
 
-def single_report(video: Path, grounder: Grounder, features: EncodedVideo, answers: Sequence[Grounding]) -> Report:
-    """A page about one video."""
+def single_report(
+    video: Path, grounder: Grounder, features: EncodedVideo, answers: Sequence[Grounding], load: str = ""
+) -> Report:
+    """A page about one video; `load` is what `load_warning` said before the times were taken."""
     panel = video_panel(video, features, tuple(QueryPanel(answer) for answer in answers))
     return Report(
         title="Moments",
@@ -139,5 +143,6 @@ def single_report(video: Path, grounder: Grounder, features: EncodedVideo, answe
         latency=latency_rows(grounder, len(features.features)),
         machine=machine_facts(),
         facts=(("bundle", str(grounder.bundle.directory)), ("backbone", features.spec.backbone)),
+        warnings=(load,) if load else (),
         notes=features.warnings,
     )

@@ -33,6 +33,25 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited for a core in the last minute, on the whole machine; None where it is not told."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def load_warning() -> str:
+    """What a report whose times are measured from now on must say of the machine's load; empty when all is well.
+
+    The load is that of the machine and so are the cores that it is held against, whatever this process may use.
+    """
+    load, cores = load_average(), os.cpu_count() or 1
+    if load is None or load <= cores:
+        return ""
+    return f"{load:.1f} processes wanted {cores} {'core' if cores == 1 else 'cores'} when this began: times mean little"
+
+
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:
     """Processes started in this block ignore Ctrl-C for good: their parent handles it and ends them in order."""
@@ -110,7 +129,8 @@ def clocks() -> str:
 
 def load() -> str:
     """Processes that ran or waited for a core in the last minute, for a person: above the cores, times mean little."""
-    return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    average = load_average()
+    return "" if average is None else f"load {average:.1f}"
 
 
 def peak_memory_bytes() -> int | None:

@@ -28,9 +28,10 @@ from sdst_runtime.data.dataset import Sample, batches_by_length, load_split, pad
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import make_directory, read_jsonl, write_json, write_jsonl
 from sdst_runtime.grounding.decode import predict
-from sdst_runtime.machine import machine_facts
+from sdst_runtime.machine import load_warning, machine_facts
 from sdst_runtime.metrics.evaluator import evaluate, top_clip_in_window
-from sdst_runtime.pages.report import Curve, MetricRow, QueryPanel, Report, VideoPanel, write_report
+from sdst_runtime.pages.panels import QueryPanel, VideoPanel
+from sdst_runtime.pages.report import Curve, MetricRow, Report, write_report
 from sdst_runtime.sessions.base import Session
 from sdst_train.backbone.towers import Backbone
 from sdst_train.config import TrainConfig
@@ -76,6 +77,7 @@ def demo(
             "expected a training video, two held-out videos and an epoch at least, got "
             f"{train_videos}, {val_videos} and {epochs}"
         )
+    load = load_warning()
     make_directory(out)
     stages = Stages(Console(stderr=True))
     with stages.timed("render", "videos") as on_done:
@@ -124,7 +126,7 @@ def demo(
         "machine": dict(machine_facts()) | {"torch": torch.__version__},
         "seconds": stages.seconds,
     }
-    write_report(out / "report.html", demo_report(summary, panels, grounder, out / "run"))
+    write_report(out / "report.html", demo_report(summary, panels, grounder, out / "run", load))
     write_json(out / "summary.json", summary)
     show(stages.console, summary, out)
 
@@ -202,8 +204,13 @@ def parameters(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, int]:
     }
 
 
-def demo_report(summary: dict[str, Any], panels: tuple[VideoPanel, ...], grounder: Grounder, run: Path) -> Report:
-    """The page: numbers beside their control, curves of training, and videos to look at."""
+def demo_report(
+    summary: dict[str, Any], panels: tuple[VideoPanel, ...], grounder: Grounder, run: Path, load: str = ""
+) -> Report:
+    """The page: numbers beside their control, curves of training, and videos to look at.
+
+    `load` is what `load_warning` said before the first time was taken.
+    """
     log = read_jsonl(run / "metrics.jsonl")
     control = summary["shuffled_queries"]
     counts, queries = summary["parameters"], summary["queries"]
@@ -231,6 +238,7 @@ def demo_report(summary: dict[str, Any], panels: tuple[VideoPanel, ...], grounde
             ("frozen parameters", f"vision {counts['vision']:,}, text {counts['text']:,}"),
             ("torch against ONNX Runtime", f"{summary['onnx_max_abs_error']:.1e} max abs error"),
         ),
+        warnings=(load,) if load else (),
         notes=(
             "The control replaces each sentence by one of another video. A model that ignores the sentence scores the "
             "same under it, so the gap is what the answers owe to the sentence.",

@@ -15,6 +15,7 @@ from typing import Any
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import read_jsonl, write_json
 from sdst_runtime.metrics.evaluator import LENGTH_RANGES_S
+from sdst_runtime.pages.charts import fixed
 from sdst_runtime.pages.report import Curve, MetricRow, Report, Table, write_report
 from sdst_runtime.strict_json import read_json
 
@@ -228,4 +229,4 @@ def _field_table(title: str, fields: Mapping[str, Any], *, folded: bool = False)
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else fixed(value, digits)

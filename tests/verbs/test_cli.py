@@ -65,6 +65,26 @@ def test_ground_prints_a_table_and_writes_a_page(capsys, exported, video, tmp_pa
     assert QUERY in out
     assert out.count("│") >= 2 * 4
     assert QUERY in page.read_text()
+    assert f'<video src="{video.as_uri()}"' in page.read_text()
+
+
+def test_the_page_of_ground_plays_the_video_beside_it_and_shows_a_picture_a_moment(capsys, exported, video, tmp_path):
+    name = ":smile: [bold]a <b>.mp4"
+    shutil.copy(video, tmp_path / name)
+    sentence = f"{QUERY} :smile: [red]"
+    page = tmp_path / "report.html"
+    code, out, _ = run(
+        capsys, "ground", tmp_path / name, QUERY, sentence, "--bundle", exported.directory, "--report", page
+    )  # fmt: skip
+    assert code == 0
+    html = page.read_text()
+    assert '<video src="%3Asmile%3A%20%5Bbold%5Da%20%3Cb%3E.mp4"' in html
+    assert "<h2>:smile: [bold]a &lt;b&gt;.mp4</h2>" in html
+    assert f"<h3>{sentence}</h3>" in html
+    code, out, _ = run(capsys, "ground", video, QUERY, "--bundle", exported.directory, "--json")
+    moments = json.loads(out)["results"][0]["moments"]
+    rows = html[html.index(f"<h3>{QUERY}</h3>") : html.index(f"<h3>{sentence}</h3>")]
+    assert rows.count('class="row moment-row') == rows.count('alt="the middle of moment') == min(len(moments), 5)
 
 
 def run_without(packages: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:

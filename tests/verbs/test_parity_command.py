@@ -7,10 +7,12 @@ import json
 import math
 import runpy
 import shutil
+from html import escape
 from pathlib import Path
 
 import onnx
 import pytest
+from browser import faults, opened
 from parity_world import World, changed_bundle, make_world, plant, with_spec, write_data
 
 from sdst.cli import main
@@ -61,6 +63,22 @@ def test_exit_code_1_beyond_a_tolerance_and_the_report_is_written(world, tmp_pat
     assert err.startswith("error: beyond tolerance: broken: spans snr_db is ")
     told = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert told["layers"]["broken"]["first"]["node"].startswith("dense.cross.query/MatMul_")
+
+
+def test_the_page_has_names_as_they_are_and_is_readable_on_a_phone(world, tmp_path, capsys):
+    name = ":smile: [bold]broken <b>" + "x" * 60
+    broken = changed_bundle(world.fp32, tmp_path / name, lambda graph: plant(graph, "dense.cross.query", 3.0))
+    code, _, _ = run(capsys, world.fp32, broken, "--data", world.config, "--layers", "--out", tmp_path)
+    assert code == 1
+    page = (tmp_path / "parity.html").read_text()
+    told = json.loads((tmp_path / "parity.json").read_text())["layers"][name]
+    assert f"<h3>{escape(name)}</h3>" in page
+    listed = page[page.index(f"All {len(told['layers'])} tensors") :]
+    for layer in told["layers"]:  # what a pointer reads from the bars, for those who have none
+        assert f'<td class="name">{escape(layer["node"])}</td><td>{escape(layer["tensor"])}</td>' in listed
+    for width in (390, 800, 1280):
+        with opened(tmp_path / "parity.html", width) as tab:
+            assert faults(tab) == []
 
 
 def test_the_coarsest_precision_of_a_bundle_counts(world, tmp_path, capsys):

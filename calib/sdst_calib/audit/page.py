@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdst_runtime.files import write_json, write_text
-from sdst_runtime.pages.charts import short
+from sdst_runtime.pages.charts import fixed, short
 from sdst_runtime.pages.templates import render
 
 from .compare import GraphAudit, TensorAudit
@@ -19,6 +19,7 @@ KEEP_FILE = "keep-fp32.txt"
 _STEPS_DB = (70.0, 60.0, 50.0, 35.0)  # between the colours; 35 is where a collapse begins
 _LABELS = ("70 dB and more", "60 to 70", "50 to 60", "35 to 50", "under 35", "NaN, infinite or overflowing")
 _WORST = 12
+_LETTER_PCT = {"on-wide": 0.85, "on-narrow": 3.2}  # share of the plot that a letter takes: of 1280 pixels, of 390
 
 
 def write_audit(folder: Path, audits: Sequence[GraphAudit], findings: Sequence[Finding], facts: Facts) -> None:
@@ -56,6 +57,10 @@ def _graph(audit: GraphAudit) -> dict[str, Any]:
             {"name": "SNR, float32", "cells": _cells([None if tensor.half else tensor for tensor in audit.tensors])},
         ],
         "names": _names(audit.tensors),
+        "all": [
+            {"key": tensor.key, "type": _type(tensor), "amax": short(tensor.amax), "snr": _snr(tensor)}
+            for tensor in audit.tensors
+        ],
         "worst": [_row(tensor) for tensor in _worst(audit.tensors)],
     }
 
@@ -80,13 +85,16 @@ def _names(tensors: Sequence[TensorAudit]) -> list[dict[str, Any]]:
     named = [i for i, part in enumerate(parts) if part]
     starts = [i for before, i in pairwise([-1, *named]) if before < 0 or parts[before] != parts[i]]
     names: list[dict[str, Any]] = []
-    ends = [-100.0, -100.0]  # of the last name in each of two rows, percent
+    ends = {(width, row): -100.0 for width in _LETTER_PCT for row in (0, 1)}  # of the last name in a row, percent
     for i in starts:
-        at, wide = 100 * i / len(tensors), 0.85 * len(parts[i])
-        row = next((row for row in (0, 1) if at > ends[row]), None)
-        if row is not None and at + wide < 100:
-            ends[row] = at + wide
-            names.append({"x_pct": at, "row": row, "label": parts[i]})
+        at = 100 * i / len(tensors)
+        rows = {}
+        for width, letter_pct in _LETTER_PCT.items():
+            end = at + letter_pct * len(parts[i])
+            row = next((row for row in (0, 1) if at > ends[width, row] and end < 100), None)
+            if row is not None:
+                ends[width, row], rows[width] = end, row
+        names += [{"x_pct": at, "row": row, "label": parts[i], "class": width} for width, row in rows.items()]
     return names
 
 
@@ -109,7 +117,7 @@ def _worst(tensors: Sequence[TensorAudit]) -> list[TensorAudit]:
 def _row(tensor: TensorAudit) -> dict[str, str]:
     return {
         "key": tensor.key,
-        "type": "half" if tensor.half else "float32",
+        "type": _type(tensor),
         "amax": short(tensor.amax),
         "overflow": _share(tensor.overflow),
         "subnormal": _share(tensor.subnormal),
@@ -119,9 +127,13 @@ def _row(tensor: TensorAudit) -> dict[str, str]:
     }
 
 
+def _type(tensor: TensorAudit) -> str:
+    return "half" if tensor.half else "float32"
+
+
 def _share(value: float) -> str:
     return "0" if value == 0 else f"{value:.2%}" if value >= 5e-5 else "< 0.01%"
 
 
 def _snr(tensor: TensorAudit) -> str:
-    return "broken" if tensor.snr_db is None else f"{tensor.snr_db:.0f}"
+    return "broken" if tensor.snr_db is None else fixed(tensor.snr_db, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdst_runtime.files import write_text
-from sdst_runtime.pages.charts import percent
+from sdst_runtime.pages.charts import fixed, percent
 from sdst_runtime.pages.templates import render
 
 from ..audit.compare import EXACT_DB
@@ -53,8 +53,8 @@ def _candidate(candidate: CandidateParity) -> dict[str, Any]:
             "name": name,
             "cells": [
                 *(_short(value) for value in (error.max_abs, error.mean_abs, error.max_rel, error.mean_rel)),
-                f"{error.cosine:.8f}",
-                f"{error.snr_db:.1f}",
+                fixed(error.cosine, 8),
+                fixed(error.snr_db, 1),
             ],
         }
         for name, error in candidate.tensors.items()
@@ -101,16 +101,12 @@ def _metric(copy: str, metric: Metric, widest: float) -> dict[str, Any]:
     places = {key: percent(getattr(apart, key) + widest, 2 * widest) for key in ("value", "low", "high")}
     return {
         "name": copy,
-        "value": f"{value.value:.2f}",
-        "interval": f"{value.low:.2f} to {value.high:.2f}",
-        "difference": f"{_no_minus_zero(apart.value):+.2f}",
-        "difference_interval": f"{_no_minus_zero(apart.low):+.2f} to {_no_minus_zero(apart.high):+.2f}",
+        "value": fixed(value.value, 2),
+        "interval": f"{fixed(value.low, 2)} to {fixed(value.high, 2)}",
+        "difference": fixed(apart.value, 2, plus=True),
+        "difference_interval": f"{fixed(apart.low, 2, plus=True)} to {fixed(apart.high, 2, plus=True)}",
         "at": places,
     }
-
-
-def _no_minus_zero(value: float) -> float:
-    return round(value, 2) + 0.0
 
 
 def _layers(name: str, report: LayerReport) -> dict[str, Any]:
@@ -137,6 +133,7 @@ def _layers(name: str, report: LayerReport) -> dict[str, Any]:
         "count": len(report.layers),
         "unmatched": len(report.unmatched),
         "bars": bars,
+        "all": [{"node": layer.node, "tensor": layer.tensor, "snr": _snr(layer)} for layer in report.layers],
         "worst": [
             {"node": layer.node, "tensor": layer.tensor, "snr": _snr(layer), "max_error": _short(layer.max_error)}
             for layer in worst
@@ -145,12 +142,12 @@ def _layers(name: str, report: LayerReport) -> dict[str, Any]:
 
 
 def _snr(layer: LayerError) -> str:
-    return "not finite" if layer.snr_db is None else f"{layer.snr_db:.1f} dB"
+    return "not finite" if layer.snr_db is None else f"{fixed(layer.snr_db, 1)} dB"
 
 
 def _short(value: float) -> str:
     """Not drawing.short: that makes 1.00 of a limit of 0.999, and has no exponent for what is very large."""
-    return f"{value:.3g}"
+    return f"{value + 0.0:.3g}"
 
 
 def _plain(value: Any) -> Any:

@@ -87,6 +87,7 @@ class Benchmark:
     timings: tuple[Timing, ...]
     throughputs: tuple[Throughput, ...]
     footprints: tuple[Footprint, ...]
+    warnings: tuple[str, ...] = ()  # what the numbers must not be read without
 
 
 def interleave(
@@ -276,6 +277,7 @@ def as_json(benchmark: Benchmark) -> dict[str, object]:
         "format": 1,
         "machine": dict(benchmark.machine),
         "clocks": dict(benchmark.clocks),
+        "warnings": list(benchmark.warnings),
         "sha256": dict(benchmark.sha256),
         "variants": dict(benchmark.variants),
         "timings": [_timing_json(timing) for timing in benchmark.timings],

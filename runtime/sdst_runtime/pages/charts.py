@@ -22,7 +22,7 @@ def line_chart(title: str, points: Sequence[tuple[float, Mapping[str, float]]]) 
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     known = [value for _, values in points for value in values.values() if math.isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    y_ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high else low, high, 4)
+    y_ticks = nice_ticks(0.0 if low >= 0 and (low < 0.6 * high or low == high) else low, high, 4)
     bottom, top = y_ticks[0], y_ticks[-1]
 
     def x_pct(x: float) -> float:
@@ -31,24 +31,34 @@ def line_chart(title: str, points: Sequence[tuple[float, Mapping[str, float]]]) 
     def y_pct(value: float) -> float:
         return 100 * (top - value) / (top - bottom)
 
-    def series(name: str) -> dict[str, str]:
-        marks, pen_down, final = [], False, math.nan
-        for x, values in points:
-            value = values.get(name, math.nan)
-            if math.isfinite(value):
-                marks.append(f"{'L' if pen_down else 'M'}{x_pct(x):.2f},{y_pct(value):.2f}")
-                final = value
-            pen_down = math.isfinite(value)
-        return {"name": name, "path": " ".join(marks), "last": short(final) if marks else "none"}
+    def series(name: str) -> dict[str, Any]:
+        values = [point.get(name, math.nan) for _, point in points]
+        there = [False, *map(math.isfinite, values), False]
+        marks, dots = [], []
+        for i, ((x, _), value) in enumerate(zip(points, values, strict=True), 1):
+            if there[i]:
+                marks.append(f"{'L' if there[i - 1] else 'M'}{x_pct(x):.2f},{y_pct(value):.2f}")
+                if not (there[i - 1] or there[i + 1]):  # a line needs two points: one alone is drawn as a dot
+                    dots.append({"x_pct": x_pct(x), "y_pct": y_pct(value)})
+        final = next((value for value in reversed(values) if math.isfinite(value)), None)
+        last = "none" if final is None else short(final)
+        return {"name": name, "path": " ".join(marks), "dots": dots, "last": last}
 
     return {
         "title": title,
         "series": [series(name) for name in names],
         "y_ticks": [{"y_pct": y_pct(value), "label": f"{value:g}"} for value in y_ticks],
-        "x_ticks": [
-            {"x_pct": x_pct(x), "label": f"{x:g}"} for x in nice_ticks(first, last, 5) if first <= x <= last
-        ],
-    }  # fmt: skip
+        "x_ticks": [{"x_pct": x_pct(x), "label": f"{x:g}"} for x in _x_ticks([x for x, _ in points])],
+    }
+
+
+def _x_ticks(xs: Sequence[float]) -> list[float]:
+    """Round values within `xs`, none between two whole ones where all are whole (there is no epoch 1.5)."""
+    first, last = min(xs), max(xs)
+    if first == last:
+        return [first]
+    whole = all(x == int(x) for x in xs)
+    return [x for x in nice_ticks(first, last, 5) if first <= x <= last and (x == int(x) or not whole)]
 
 
 def percent(value: float, whole: float) -> float:
@@ -68,12 +78,14 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
 def time_ticks(duration_s: float) -> list[dict[str, Any]]:
     """At most ten marks of a time axis of 0..duration_s."""
     step_s = next((step for step in _TIME_STEPS_S if duration_s / step <= 10), 3600 * math.ceil(duration_s / 36000))
-    ticks = []
-    for index in range(int(duration_s / step_s + 1e-6) + 1):
+    ticks, count = [], int(duration_s / step_s + 1e-6) + 1
+    every = math.ceil(count / 5)  # of which a narrow page has room for the labels
+    for index in range(count):
         at_pct = percent(index * step_s, duration_s)
         ticks.append(
             {
                 "at_pct": at_pct,
+                "fine": index % every > 0,
                 "anchor": "start" if at_pct < 1 else "end" if at_pct > 98 else "middle",
                 "label": f"{index * step_s:g} s" if duration_s < 180 else clock(index * step_s, 0),
             }
@@ -92,12 +104,23 @@ def clock(time_s: float, digits: int) -> str:
 def span(start_s: float, end_s: float, duration_s: float) -> str:
     """A window as text; in minutes where the video is three minutes or longer."""
     if duration_s < 180:
-        return f"{start_s:.1f}\u2013{end_s:.1f} s"
+        return f"{fixed(start_s, 1)}\u2013{fixed(end_s, 1)} s"
     return f"{clock(start_s, 1)}\u2013{clock(end_s, 1)}"
 
 
+def fixed(value: float, digits: int, *, plus: bool = False) -> str:
+    """`value` with that many decimals, `plus` with its sign; what rounds to nothing is 0.00, never -0.00."""
+    return f"{round(value, digits) + 0.0:{'+' if plus else ''}.{digits}f}"
+
+
+def minus(text: str) -> str:
+    """The same number with a typographic minus sign."""
+    return text.replace("-", "\u2212")
+
+
 def short(value: float) -> str:
-    """Three significant digits or so, thousands parted."""
+    """Three significant digits or so, thousands parted; 0 for -0.0."""
+    value += 0.0
     size = abs(value)
     return (
         f"{value:,.0f}"

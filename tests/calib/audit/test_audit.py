@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from browser import faults, opened
 from onnx import TensorProto, helper
 
 from sdst_calib.audit.compare import GraphAudit, audit_graphs
-from sdst_calib.audit.page import render_audit
+from sdst_calib.audit.page import render_audit, write_audit
 from sdst_calib.audit.rules import find_faults, keep_text
 from sdst_calib.taps import open_graph, run_tapped
 from sdst_export.graph import save_model
@@ -218,3 +220,17 @@ def test_the_page_is_whole_and_escapes(both, feeds):
     assert page.count('class="q5"') > 10  # the overflow and all behind it
     assert "dense.ffn.0/Add.1: broken dB" in page
     assert "http" not in page.replace("http-equiv", "")
+    # What a pointer reads from the columns stands in a list for those who have none.
+    listed = page[page.index(f"All {len(audit.tensors)} tensors") :]
+    for tensor in audit.tensors:
+        assert f'<td class="wrap">{escape(tensor.key)}</td>' in listed
+
+
+def test_the_page_is_readable_on_a_phone(both, feeds, tmp_path):
+    audit = audited(both.head("fp32"), both.head("fp16"), feeds)
+    name = ":smile: [bold]a[/bold] <b>" + "/a/path" * 20
+    write_audit(tmp_path, [audit], find_faults(audit), [("fp32", name)])
+    assert escape(name) in (tmp_path / "audit.html").read_text()
+    for width in (390, 800, 1280):
+        with opened(tmp_path / "audit.html", width) as tab:
+            assert faults(tab) == []

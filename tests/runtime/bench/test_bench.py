@@ -7,10 +7,12 @@ import json
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import faults, opened
 
 from sdst.bench import _failures
 from sdst.bench_variants import _gpu_bytes, candidates, parse_kinds
@@ -31,11 +33,11 @@ from sdst_runtime.bench.measure import (
     throughput,
     time_stage,
 )
-from sdst_runtime.bench.page import render_page
+from sdst_runtime.bench.page import render_page, write_page
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import sha256_file
 from sdst_runtime.grounding.bundle import Bundle
-from sdst_runtime.machine import clocks, gpus, memory_bytes, peak_memory_bytes
+from sdst_runtime.machine import clocks, gpus, load, load_warning, memory_bytes, peak_memory_bytes
 
 SHAPE = Shape(2, 9, 3, 5)
 
@@ -230,6 +232,52 @@ def test_page_shows_numbers_sums_and_reasons():
     assert "123" in page
     assert "head.onnx 15.0, text.onnx 3.00; no GPU" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+LOADED = "9.0 processes wanted 2 cores when this began: times mean little"
+
+
+@pytest.mark.parametrize(
+    ("average", "cores", "said"),
+    [
+        (9.04, 2, LOADED),
+        (1.26, 1, "1.3 processes wanted 1 core when this began: times mean little"),
+        (2.0, 2, ""),
+        (0.5, 2, ""),
+        (9.0, 64, ""),
+    ],
+)
+def test_a_load_above_the_cores_is_a_warning(monkeypatch, average, cores, said):
+    monkeypatch.setattr("os.getloadavg", lambda: (average, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert load_warning() == said
+
+
+def test_no_load_is_no_warning(monkeypatch):
+    monkeypatch.delattr("os.getloadavg")  # Windows
+    assert load_warning() == ""
+    assert load() == ""
+
+
+def test_the_load_stands_on_the_page_and_in_the_json():
+    loaded = replace(small_benchmark(), warnings=(LOADED,))
+    assert f'<p class="warning">{LOADED}</p>' in render_page(loaded)
+    assert 'class="warning"' not in render_page(small_benchmark())
+    assert (as_json(loaded)["warnings"], as_json(small_benchmark())["warnings"]) == ([LOADED], [])
+
+
+def test_the_page_is_readable_on_a_phone(tmp_path):
+    long = replace(
+        small_benchmark(),
+        machine=(("processor", "a <fast> one of many words and a_name_without_a_single_space_in_it_to_break_at"),),
+        variants={":smile: [bold]fast[/bold] <b>": "ONNX Runtime, " + "/a/path" * 20},
+        warnings=(LOADED,),
+    )
+    write_page(tmp_path / "bench.html", long)
+    assert ":smile: [bold]fast[/bold] &lt;b&gt;" in (tmp_path / "bench.html").read_text()
+    for width in (390, 800, 1280):
+        with opened(tmp_path / "bench.html", width) as tab:
+            assert faults(tab) == []
 
 
 def test_names_of_variants():

@@ -13,18 +13,8 @@ import pytest
 
 from sdst_runtime.contracts import Grounding, Moment
 from sdst_runtime.errors import InputError
-from sdst_runtime.pages.report import (
-    Curve,
-    MetricRow,
-    QueryPanel,
-    Report,
-    StageLatency,
-    Table,
-    VideoPanel,
-    best_iou,
-    render_report,
-    write_report,
-)
+from sdst_runtime.pages.panels import QueryPanel, VideoPanel, best_iou
+from sdst_runtime.pages.report import Curve, MetricRow, Report, StageLatency, Table, render_report, write_report
 
 JPEG = b"\xff\xd8\xff\xe0 not a whole picture, but told by its first bytes"
 HOSTILE = "<script>alert('x')</script> \"&amp;' </title><img src=http://example.org/a.png onerror=alert(1)>"

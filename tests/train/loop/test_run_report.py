@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -107,6 +108,16 @@ def report_of(run: Path) -> tuple[dict, Text]:
 
 def qvhighlights(**changes: object) -> TrainConfig:
     return replace(PRESETS["qvhighlights"], epochs=EPOCHS, **changes)
+
+
+def test_the_charts_of_one_epoch_show_their_points(tmp_path):
+    run = make_run(tmp_path, qvhighlights())
+    write_jsonl(run / "metrics.jsonl", [epoch(1, {name: value - 9 for name, value in BRIEF.items()})])
+    page = write_run_report(run).read_text(encoding="utf-8")
+    dots = re.findall(r'<circle class="dot s(\d)" cx="50\.00%"', page)
+    # The loss, its six parts in two charts, retrieval, highlights, and the learning rate.
+    assert dots == ["0", *"0123", *"01", *"012", *"01", "0"]
+    assert page.count(">epoch 1</text>") == 6
 
 
 def test_a_finished_run(tmp_path):
