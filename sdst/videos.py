@@ -11,10 +11,9 @@ from sdst_runtime.errors import InputError
 LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
 SUFFIXES = (  # without case; the usual ones first
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
-    ".264", ".265", ".3g2", ".apng", ".asf", ".av1", ".avc", ".dat", ".dav", ".divx", ".dv", ".f4v", ".gif", ".gxf", ".h264",
-    ".h265", ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mod", ".mp4v", ".mpe", ".mpv",
-    ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogg", ".ogm", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".vob", ".vro",
-    ".wtv", ".xvid", ".y4m",
+    ".264", ".265", ".3g2", ".apng", ".asf", ".av1", ".dav", ".divx", ".dv", ".f4v", ".gif", ".gxf", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mod", ".mp4v", ".mpe", ".mpv", ".mts",
+    ".mxf", ".nsv", ".nut", ".obu", ".ogm", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".vob", ".vro", ".wtv", ".xvid", ".y4m",
 )  # fmt: skip
 _NAMED = 5  # skipped files that are named; the others are counted
 LIST = ".txt"
@@ -29,7 +28,7 @@ def find_videos(place: Path) -> dict[str, Path]:
     if place.is_dir():
         paths, skipped = _in_folder(place)
         if skipped:
-            print(_say_skipped(place, skipped), file=sys.stderr)
+            print(_say_skipped(place, skipped), file=sys.stderr)  # noqa: T201
         if not paths:
             raise InputError(f"{place}: no videos there; expected files of {', '.join(SUFFIXES)}")
     elif place.suffix == LIST:

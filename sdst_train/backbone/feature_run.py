@@ -4,7 +4,9 @@
     OUT/failures.jsonl                                            videos that could not be used; absent when all could
 
 A whole file that is there already is kept: an interrupted extraction goes on where it was. One whose video was
-replaced since is made again, and one that was made under another contract is an error. Shape letters: n clips of a part, T clips of a video, K layers, V width.
+replaced since is made again, and one that was made under another contract is an error.
+
+Shape letters: n clips of a part, T clips of a video, K layers, V width.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def display_of(container: InputContainer, stream: VideoStream) -> Display:
         av.logging.set_level(av.logging.INFO)  # below it FFmpeg lists nothing
         try:
             with av.logging.Capture():
-                listing = container.dumps_format()
+                listing = container.dumps_format()  # pyright: ignore[reportAttributeAccessIssue]  not in its stubs
         finally:
             av.logging.set_level(level)
     blocks = re.split(r"^  Stream #0:(\d+)", listing, flags=re.MULTILINE)
