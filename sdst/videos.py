@@ -12,8 +12,9 @@ LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
 SUFFIXES = (  # without case; the usual ones first
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
     ".264", ".265", ".3g2", ".apng", ".asf", ".av1", ".dav", ".divx", ".dv", ".f4v", ".gif", ".gxf", ".h264", ".h265",
-    ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mod", ".mp4v", ".mpe", ".mpv", ".mts",
-    ".mxf", ".nsv", ".nut", ".obu", ".ogm", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".vob", ".vro", ".wtv", ".xvid", ".y4m",
+    ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mod", ".mp4v", ".mpe", ".mpv",
+    ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogm", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".vob", ".vro", ".wtv",
+    ".xvid", ".y4m",
 )  # fmt: skip
 _NAMED = 5  # skipped files that are named; the others are counted
 LIST = ".txt"
@@ -59,7 +60,7 @@ def _say_skipped(place: Path, skipped: list[Path]) -> str:
     names = ", ".join(path.name + "/" * path.is_dir() for path in skipped[:_NAMED])
     more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
     return (
-        f"{place}: skipped {len(skipped)} entries whose suffix is none of a video: {names}{more}; list videos among "
+        f"{place}: skipped {len(skipped)} entries that are no videos by their names: {names}{more}; list videos among "
         f"them in a {LIST} file"
     )
 

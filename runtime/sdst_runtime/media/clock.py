@@ -53,13 +53,6 @@ class DisplayOrder:
         self._newest = stamp
         heapq.heappush(self._fed, stamp)
 
-    def lose(self, packet: Packet) -> None:
-        """The decoder could not use a packet: no frame will take its stamp."""
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp in self._fed:
-            self._fed.remove(stamp)
-            heapq.heapify(self._fed)
-
     def take(self, frame: VideoFrame) -> Iterator[tuple[VideoFrame, int | None]]:
         """A frame comes from the decoder; frames whose stamps are known go on."""
         if frame.pts is not None:

@@ -118,8 +118,6 @@ def _stamped(
             raise
         except Exception:  # noqa: BLE001  whatever the decoder says of it, the packet is damaged
             damaged, frames = damaged + 1, []
-            if packet is not None:
-                order.lose(packet)
         for frame in frames:
             yield from order.take(frame)  # pyright: ignore[reportArgumentType]  a video stream's frames
     yield from order.rest()
