@@ -138,6 +138,8 @@ def _is_flagged(stream: VideoStream, *dispositions: str) -> bool:
 
 def display_of(container: InputContainer, stream: VideoStream) -> Display:
     """What the container says about showing the stream. PyAV hands it out in FFmpeg's own listing only."""
+    if not any(name in container.format.name.split(",") for name in ("mov", "matroska")):
+        return Display()  # no other container states any of it
     av = require_package("av", "")
     with _DUMPING:
         level = av.logging.get_level()

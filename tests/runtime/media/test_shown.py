@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -73,6 +74,53 @@ def write_mpeg4(path: Path, count: int, bframes: int) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def test_packed_b_frames(tmp_path: Path) -> None:
+    """As DivX 5 wrote them in AVI: a B-frame in the packet of the frame after it, then an empty one in its place."""
+    encoded = write_mpeg4(tmp_path / "plain.avi", 150, 1)
+    path = tmp_path / "packed.avi"
+    with av.open(str(encoded)) as source, av.open(str(path), "w") as target:
+        plain = [packet for packet in source.demux(video=0) if packet.size]
+        stream, packed = target.add_stream_from_template(source.streams.video[0]), []
+        for packet in plain:
+            data = bytes(packet)
+            picture = data.index(b"\0\0\1\xb6") + 4
+            if data[picture] >> 6 == 2:  # a B-frame
+                ticks = (data[picture] & 15) << 1 | data[picture + 1] >> 7
+                empty = int(f"0101{ticks:05b}1001111", 2).to_bytes(2, "big")
+                packed[-1] += data
+                packed.append(b"\0\0\1\xb6" + empty)
+            else:
+                packed.append(data)
+        assert len(packed) == 150
+        assert sum(len(data) == 6 for data in packed) > 60
+        for i, data in enumerate(packed):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = i
+            packet.time_base, packet.stream, packet.is_keyframe = TICK, stream, plain[i].is_keyframe
+            target.mux(packet)
+    whole = re.sub(rb"Lavc\d\d\.\d\d\.\d\d\d", b"DivX503b1393p", path.read_bytes())
+    assert whole.count(b"DivX503b1393p") > 1
+    path.write_bytes(whole)
+    assert read(path) == (expected([i / 25 for i in range(150)], 6.0), pytest.approx(6.0, abs=0.05), [])
+
+
+def test_an_edit_list_cuts_the_start(tmp_path: Path) -> None:
+    """An mp4 whose edit list begins at its 50th frame of 300: the film is what comes after."""
+    path = write_video(tmp_path / "a.mp4", list(range(300)), TICK, options={"bf": "2", "g": "300"})
+    data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 4
+    version, count, length, start = struct.unpack_from(">IIII", data, place)
+    assert (version, count) == (0, 1)
+    with av.open(str(path)) as container:
+        ticks = round(2 / container.streams.video[0].time_base)
+    struct.pack_into(">II", data, place + 8, length * 250 // 300, start + ticks)
+    path.write_bytes(data)
+    numbers, duration_s, warnings = read(path)
+    shifted = [[number + 50 for number in row] for row in FILM]
+    assert ([[n % 256 for n in row] for row in shifted], warnings) == (numbers, [])
+    assert duration_s == pytest.approx(10.0, abs=0.05)
 
 
 def test_an_mp4_that_states_decoding_times_only(tmp_path: Path) -> None:
