@@ -100,10 +100,12 @@ def test_packed_b_frames(tmp_path: Path) -> None:
             packet.pts = packet.dts = i
             packet.time_base, packet.stream, packet.is_keyframe = TICK, stream, plain[i].is_keyframe
             target.mux(packet)
-    whole = re.sub(rb"Lavc\d\d\.\d\d\.\d\d\d", b"DivX503b1393p", path.read_bytes())
-    assert whole.count(b"DivX503b1393p") > 1
+    divx = rb"Lavc[\d.]{8,}"  # a name of the same length
+    whole = re.sub(divx, lambda name: b"DivX503b" + b"1" * (len(name[0]) - 9) + b"p", path.read_bytes())
+    assert whole.count(b"DivX503b1") > 1
     path.write_bytes(whole)
-    assert read(path) == (expected([i / 25 for i in range(150)], 6.0), pytest.approx(6.0, abs=0.05), [])
+    # FFmpeg 8.0 gives the last frame a stamp two frames early
+    assert read(path) == (expected([i / 25 for i in range(150)], 6.0), pytest.approx(6.0, abs=0.1), [])
 
 
 def test_an_edit_list_cuts_the_start(tmp_path: Path) -> None:
