@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from sdst_runtime.errors import InputError
 
 LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
-SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+SUFFIXES = (  # without case; the usual ones first
+    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".apng", ".asf", ".av1", ".dav", ".divx", ".dv", ".f4v", ".gif", ".gxf", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mod", ".mp4v", ".mpe", ".mpv",
+    ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogm", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".vob", ".vro", ".wtv",
+    ".xvid", ".y4m",
+)  # fmt: skip
+_NAMED = 5  # skipped files that are named; the others are counted
 LIST = ".txt"
 
 
 def find_videos(place: Path) -> dict[str, Path]:
-    """The videos of a folder or of a list, by id. Raises InputError for none, or for two of one id."""
+    """The videos of a folder or of a list, by id. Raises InputError for none, or for two of one id.
+
+    A line on stderr counts and names what is skipped in a folder: all whose suffix is no video's, and folders.
+    Hidden files are left alone.
+    """
     if place.is_dir():
-        visible = (path for path in place.iterdir() if not path.name.startswith("."))
-        paths = sorted(path for path in visible if path.suffix.lower() in SUFFIXES)
+        paths, skipped = _in_folder(place)
+        if skipped:
+            print(_say_skipped(place, skipped), file=sys.stderr)  # noqa: T201
         if not paths:
             raise InputError(f"{place}: no videos there; expected files of {', '.join(SUFFIXES)}")
     elif place.suffix == LIST:
@@ -33,6 +46,23 @@ def find_videos(place: Path) -> dict[str, Path]:
             )
         videos[path.stem] = path
     return videos
+
+
+def _in_folder(place: Path) -> tuple[list[Path], list[Path]]:
+    """The videos of a folder, and what is skipped; hidden files are neither."""
+    videos, skipped = [], []
+    for path in sorted(path for path in place.iterdir() if not path.name.startswith(".")):
+        (videos if path.suffix.lower() in SUFFIXES and not path.is_dir() else skipped).append(path)
+    return videos, skipped
+
+
+def _say_skipped(place: Path, skipped: list[Path]) -> str:
+    names = ", ".join(path.name + "/" * path.is_dir() for path in skipped[:_NAMED])
+    more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    return (
+        f"{place}: skipped {len(skipped)} entries that are no videos by their names: {names}{more}; list videos among "
+        f"them in a {LIST} file"
+    )
 
 
 def read_list(path: Path) -> list[Path]:

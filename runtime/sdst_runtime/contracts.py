@@ -87,6 +87,7 @@ class VideoFeatures:
     spec: FeatureSpec
     # A fact beside the contract, told and never compared: "libavcodec 62"; empty where the file does not say.
     decoder: str = field(default="", kw_only=True)
+    source: str = field(default="", kw_only=True)  # another: which video file it was (`media.containers.source_digest`)
 
     def __post_init__(self) -> None:
         _check(self.features, ("T", self.spec.layers, self.spec.video_width), "video features")

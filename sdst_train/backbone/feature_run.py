@@ -3,8 +3,10 @@
     OUT/video/{vid}.safetensors, OUT/text/{digest}.safetensors    each written whole or not at all
     OUT/failures.jsonl                                            videos that could not be used; absent when all could
 
-A whole file that is there already is kept: an interrupted extraction goes on where it was. One that was made under
-another contract is an error. Shape letters: n clips of a part, T clips of a video, K layers, V width.
+A whole file that is there already is kept: an interrupted extraction goes on where it was. One whose video was
+replaced since is made again, and one that was made under another contract is an error.
+
+Shape letters: n clips of a part, T clips of a video, K layers, V width.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from sdst_runtime.contracts import FeatureSpec, TextFeatures, VideoFeatures
 from sdst_runtime.data.features import (
     claim,
     is_made,
+    stored_source,
     text_feature_path,
     video_feature_path,
     write_text_features,
@@ -28,6 +31,7 @@ from sdst_runtime.data.features import (
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import remove, write_jsonl
 from sdst_runtime.media.clips import decoder_name
+from sdst_runtime.media.containers import source_digest
 from sdst_runtime.media.workers import Ending, Piece, Unusable, decoding
 
 from .extract import encode_each, encode_pieces
@@ -79,13 +83,14 @@ def extract_videos(
     """Write the features of every video (vid to file) that `out` lacks, with the tower on the device where it lies.
 
     `workers` processes decode (default: one a core), `precision` is that of matrix products, `dtype` that of the new
-    files. `say` gets a line for each failure and each video that was not whole. Raises InputError when `out` cannot be
+    files. `say` gets a line for each failure, each video that was not whole and each that was replaced since its
+    features were made; these are made again. Raises InputError when `out` cannot be
     written (a full disk), a process dies or a batch is too large for the device, InUseError when another process
     extracts videos into `out`, ContractError when features of another contract are there.
     """
     spec = tower.spec
     with claim(out, "video"):
-        todo = {vid: Path(path) for vid, path in videos.items() if not is_made(video_feature_path(out, vid), spec)}
+        todo = _to_make(videos, spec, Path(out), say)
         remove(Path(out) / FAILURES)
         run = _Run(todo, spec, Path(out), dtype, on_progress, say)
         with decoding(list(todo.values()), spec, workers) as messages:
@@ -117,6 +122,27 @@ def extract_sentences(
             write_text_features(text_feature_path(out, sentence), stored)
             on_progress(Progress(done, len(todo), 0))
     return Extraction(len(todo), len(distinct) - len(todo))
+
+
+def _to_make(videos: Mapping[str, Path], spec: FeatureSpec, out: Path, say: Callable[[str], None]) -> dict[str, Path]:
+    """The videos whose features are not there, or are those of another file."""
+    todo, unsure = {}, 0
+    for vid, path in videos.items():
+        stored = video_feature_path(out, vid)
+        if not is_made(stored, spec):
+            todo[vid] = Path(path)
+            continue
+        was, now = stored_source(stored), source_digest(Path(path))
+        unsure += not was
+        if was and now and was != now:
+            say(f"{path}: is another file than its features were made of: they are made again")
+            todo[vid] = Path(path)
+    if unsure:
+        say(
+            f"{out / 'video'}: {unsure} feature files do not say of which video files they were made, and are kept; "
+            "delete those whose videos were replaced since"
+        )
+    return todo
 
 
 class _Run:
@@ -165,7 +191,8 @@ class _Run:
             self._say(line)
         try:
             values = _stored(features, self._dtype)
-            stored = VideoFeatures(values, ending.duration_s, self._spec, decoder=decoder_name())
+            facts = {"decoder": decoder_name(), "source": ending.source}
+            stored = VideoFeatures(values, ending.duration_s, self._spec, **facts)
         except InputError as error:
             self._fail(video, f"{path}: {error}")
             return

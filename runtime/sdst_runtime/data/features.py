@@ -1,7 +1,7 @@
 """Feature files: one safetensors file a video and one a distinct sentence, each with its whole contract.
 
 `DIR/video/{vid}.safetensors` holds "features" T K V; `DIR/text/{digest of the sentence}.safetensors` K L X.
-A video's file also says which decoder made it; files without that word are older, and as good.
+A video's file also says which decoder made it, and of which video file; those without these words are older.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .lazy_arrays import read_header
 
 SPEC = "spec"  # keys of a file's header, which packed files have too
 STATED = {"video": ("duration_s", "durations_s"), "text": ("query", "queries")}  # of a loose file, of a packed one
+SOURCE = "source"  # of a loose file of a video; older files lack it
 DECODER, DECODERS = "decoder", "decoders"  # of a loose file and of a packed one; older files lack them
 
 
@@ -67,9 +68,15 @@ def is_made(path: Path, spec: FeatureSpec) -> bool:
     return True
 
 
+def stored_source(path: Path) -> str:
+    """Which video file a whole feature file was made of; "" where it does not say."""
+    return str(unpack_header(read_header(path).metadata, (SPEC,), path).get(SOURCE, ""))
+
+
 def write_video_features(path: Path, video: VideoFeatures) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
-    stated = {STATED["video"][0]: json.dumps(video.duration_s)} | ({DECODER: video.decoder} if video.decoder else {})
+    facts = {DECODER: video.decoder, SOURCE: video.source}
+    stated = {STATED["video"][0]: json.dumps(video.duration_s)} | {key: fact for key, fact in facts.items() if fact}
     _write(path, video.features, pack_header(**{SPEC: video.spec.to_json()}, **stated))
 
 
@@ -83,7 +90,8 @@ def read_video_features(path: Path, needed: FeatureSpec | None = None) -> VideoF
     features, header, spec = _read(path, needed, "video")
     try:
         duration_s = float(header[STATED["video"][0]])
-        return VideoFeatures(features, duration_s, spec, decoder=str(header.get(DECODER, "")))
+        facts = {"decoder": str(header.get(DECODER, "")), "source": str(header.get(SOURCE, ""))}
+        return VideoFeatures(features, duration_s, spec, **facts)
     except (InputError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -188,7 +188,9 @@ class Grounder(ClosedAtEnd):
 
     def _whole(self, path: str | Path, features: Sequence[np.ndarray], ending: Ending) -> VideoFeatures:
         try:
-            return VideoFeatures(np.concatenate(features), ending.duration_s, self.spec, decoder=decoder_name())
+            return VideoFeatures(
+                np.concatenate(features), ending.duration_s, self.spec, decoder=decoder_name(), source=ending.source
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 

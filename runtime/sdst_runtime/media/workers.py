@@ -23,6 +23,7 @@ from ..contracts import FeatureSpec
 from ..errors import InputError, require_package
 from ..machine import interrupts_ignored, usable_cores
 from .clips import ClipStream
+from .containers import source_digest
 
 _AHEAD = 2  # videos given to a process before it has finished the first: it never waits for the next one's name
 
@@ -34,6 +35,7 @@ class Ending:
     clips: int
     duration_s: float
     warnings: tuple[str, ...]  # what was wrong with the file, a line each
+    source: str  # the file itself (`source_digest`)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def decoding(
 
 def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> Iterator[Piece | Unusable]:
     """What is sent of one video, in order; `threads` are the decoder's (0: one a core)."""
-    av = require_package("av", "")
+    require_package("av", "")
+    source = source_digest(path)  # before it is read: what is there later may be another file
     stream, held = ClipStream(path, spec, threads=threads), None
     try:
         for clips in stream:
@@ -89,11 +92,11 @@ def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> It
     except InputError as error:
         yield Unusable(video, str(error))
         return
-    except (av.FFmpegError, ValueError, OSError, MemoryError) as error:  # of frames that cannot be scaled
+    except Exception as error:  # noqa: BLE001  foreign libraries, on bytes from anywhere: one video ends no others
         yield Unusable(video, f"{path}: cannot be decoded ({error!r}); convert it to mp4")
         return
     assert held is not None, "a video has at least one clip"
-    yield Piece(video, held, Ending(stream.clips, stream.duration_s, tuple(stream.warnings)))
+    yield Piece(video, held, Ending(stream.clips, stream.duration_s, tuple(stream.warnings), source))
 
 
 @dataclass

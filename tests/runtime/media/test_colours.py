@@ -18,7 +18,8 @@ from places import DATA
 
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import InputError
-from sdst_runtime.media.clips import _upright_rgb, key_frames, read_clips
+from sdst_runtime.media.clips import key_frames, read_clips
+from sdst_runtime.media.pictures import upright_rgb
 
 BARS = np.array(
     [
@@ -128,7 +129,7 @@ def test_reserved_numbers_state_nothing() -> None:
     frame = av.VideoFrame(SIZE, SIZE, "yuv444p")
     paint(frame, planes("BT.601", False))
     frame.colorspace = frame.color_trc = frame.color_primaries = 3
-    picture = _upright_rgb(Path("a.webm"), VideoReformatter(), frame, (SIZE, SIZE), "bicubic")
+    picture = upright_rgb(Path("a.webm"), VideoReformatter(), frame, (SIZE, SIZE), "bicubic")
     assert furthest(picture) <= 2
 
 

@@ -27,7 +27,13 @@ from sdst.cli import main
 from sdst.demo import BACKBONE
 from sdst.videos import find_videos
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.data.features import read_text_features, read_video_features, text_feature_path, video_feature_path
+from sdst_runtime.data.features import (
+    read_text_features,
+    read_video_features,
+    text_feature_path,
+    video_feature_path,
+    write_video_features,
+)
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import read_jsonl, write_jsonl
 from sdst_runtime.media.clips import read_clips
@@ -210,6 +216,35 @@ def test_a_full_disk_is_one_clear_error(capsys, videos, tmp_path):
     assert list((tmp_path / "out" / "video").iterdir()) == []
 
 
+def test_features_of_a_replaced_video_are_made_again(capsys, videos, whole, tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("v01.mp4", "v02.mp4"):
+        shutil.copy(videos / name, folder)  # another time of change, the same content: kept
+    shutil.copytree(whole, out)
+    assert main(command(folder, out, "--workers", 1)) == 0
+    assert "videos: 0 made, 2 kept, 0 failed" in capsys.readouterr().out
+    shutil.copy(videos / "v05.mp4", folder / "v02.mp4")
+    assert main(command(folder, out, "--workers", 1)) == 0
+    said = capsys.readouterr()
+    assert "videos: 1 made, 1 kept, 0 failed" in said.out
+    assert f"{folder / 'v02.mp4'}: is another file than its features were made of: they are made again" in said.err
+    assert contents(out)["v02.safetensors"] == contents(whole)["v05.safetensors"]
+
+
+def test_features_without_their_source_are_kept_and_said_once(capsys, videos, whole, tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("v01", "v02"):
+        shutil.copy(videos / "v03.mp4", folder / f"{name}.mp4")
+        old = read_video_features(video_feature_path(whole, name))
+        write_video_features(video_feature_path(out, name), dataclasses.replace(old, source=""))
+    assert main(command(folder, out, "--workers", 1)) == 0
+    said = capsys.readouterr()
+    assert "videos: 0 made, 2 kept, 0 failed" in said.out
+    assert said.err.count("2 feature files do not say of which video files they were made, and are kept") == 1
+
+
 # ---- what is in the files
 
 
@@ -302,6 +337,18 @@ def test_which_videos(tmp_path, videos):
             find_videos(wrong)
     with pytest.raises(InputError, match="cannot read"):
         find_videos(tmp_path / "none.txt")
+
+
+def test_suffixes_in_a_folder(capsys, tmp_path):
+    videos = ["a.MTS", "b.m2ts", "c.asf", "d.vob", "e.divx", "f.F4V", "g.3g2", "h.gif", "i.Mp4"]
+    for name in (*videos, *(f"n{i}.md" for i in range(7)), ".hidden.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.mp4").mkdir()
+    assert [path.name for path in find_videos(tmp_path).values()] == videos
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: skipped 8 entries that are no videos by their names: folder.mp4/, n0.md, n1.md, n2.md, n3.md and "
+        "3 more; list videos among them in a .txt file\n"
+    )
 
 
 def test_bad_options(capsys, videos, tmp_path):
