@@ -125,6 +125,8 @@ def bad_videos(folder: Path, video: Path) -> dict[str, tuple[Path, str]]:
     import av
 
     folder.mkdir(exist_ok=True)
+    empty = folder / "empty"
+    empty.mkdir()
     (folder / "broken.mp4").write_bytes(video.read_bytes()[:500])
     (folder / "text.mp4").write_text("not a video\n" * 50)
     with av.open(str(folder / "sound.m4a"), "w", format="ipod") as container:
@@ -140,7 +142,7 @@ def bad_videos(folder: Path, video: Path) -> dict[str, tuple[Path, str]]:
         container.mux(stream.encode(None))
     return {
         "missing": (folder / "none.mp4", "no such video file"),
-        "folder": (folder, "is a directory"),
+        "folder": (empty, "no videos there"),
         "broken": (folder / "broken.mp4", "not a video"),
         "text": (folder / "text.mp4", "text.mp4"),
         "audio only": (folder / "sound.m4a", "no video stream (only audio in it)"),
@@ -373,7 +375,11 @@ def test_score_names_the_query_that_is_wrong(capsys, tmp_path):
 
 
 def test_unknown_verb_and_bad_numbers(capsys, tmp_path):
-    assert "unknown command 'grond': expected one of ground," in fails(capsys, "grond")
+    line = fails(capsys, "groudn")
+    assert line == "error: unknown command 'groudn': did you mean  sdst ground? All commands:  sdst --help".replace(
+        "  ", " "
+    )
+    assert "unknown command 'xyzzy': expected one of ground, data check," in fails(capsys, "xyzzy")
     line = fails(capsys, "demo", "--out", tmp_path / "out", "--val-videos", 1)
     assert "two held-out videos" in line
     assert not (tmp_path / "out").exists()

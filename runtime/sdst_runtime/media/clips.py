@@ -81,6 +81,10 @@ class ClipStream:
         self._require_end()
         return self._clips
 
+    def _shown(self) -> Iterator[Shown]:
+        """Every frame in order; what a stream from elsewhere than a file replaces (frames.py)."""
+        return _shown_frames(self.path, self.threads, self.warnings)
+
     def _require_end(self) -> None:
         if math.isnan(self._duration_s):
             raise RuntimeError(f"{self.path}: duration and clip count are known after the last batch is taken")
@@ -93,7 +97,7 @@ class ClipStream:
         clips = np.empty(shape, np.uint8)
         clip = sample = 0  # the next sample's clip and its place in the clip
 
-        for shown in _shown_frames(self.path, self.threads, self.warnings):
+        for shown in self._shown():
             picture = None
             if shown.is_last:
                 self._duration_s = shown.end_s
@@ -153,11 +157,23 @@ def key_frames(path: str | Path, times_s: Sequence[float], height: int) -> list[
     return pictures
 
 
+def promised_clips(path: str | Path, spec: FeatureSpec) -> int:
+    """How many clips a file's header announces, 0 when it does not say: for progress, the decoder knows better.
+
+    Raises InputError when the file cannot be opened.
+    """
+    av = require_package("av", "")
+    with _open(av, Path(path)) as container:
+        promised_s = _promised_s(container, _video_stream(Path(path), container))
+        promised_s = promised_s or (container.duration or 0) / 1e6
+    return clip_count(promised_s, spec.clip_s, spec.frames_per_clip) if 0 < promised_s < math.inf else 0
+
+
 # ---------------------------------------------------------------- frames and how long each is shown
 
 
 @dataclass(frozen=True)
-class _Shown:
+class Shown:
     """A decoded frame and when it leaves the screen, counted from the first frame."""
 
     frame: VideoFrame
@@ -208,7 +224,7 @@ class _Clock:
         self.mended[what] = self.mended.get(what, 0) + 1
 
 
-def _shown_frames(path: Path, threads: int, warnings: list[str]) -> Iterator[_Shown]:
+def _shown_frames(path: Path, threads: int, warnings: list[str]) -> Iterator[Shown]:
     """Every frame in order, each with the time until which it is on screen; raises InputError for unusable files."""
     av = require_package("av", "")
     with _open(av, path) as container:
@@ -223,7 +239,7 @@ def _shown_frames(path: Path, threads: int, warnings: list[str]) -> Iterator[_Sh
             if not clock.accept(frame.pts):
                 continue
             if waiting is not None:
-                yield _Shown(waiting, clock.last_s, False, aspect)
+                yield Shown(waiting, clock.last_s, False, aspect)
             waiting = frame
         promised_s = _promised_s(container, stream)
     if waiting is None:
@@ -235,7 +251,7 @@ def _shown_frames(path: Path, threads: int, warnings: list[str]) -> Iterator[_Sh
     warnings.extend(f"{path}: {count} {what}" for what, count in clock.mended.items())
     if promised_s - end_s > _PROMISE_S:
         warnings.append(f"{path}: its header promises {promised_s:.1f} s, {end_s:.1f} s could be decoded and were used")
-    yield _Shown(waiting, end_s, True, aspect)
+    yield Shown(waiting, end_s, True, aspect)
 
 
 def _open(av: Any, path: Path) -> InputContainer:

@@ -36,7 +36,7 @@ class Ending:
     warnings: tuple[str, ...]  # what was wrong with the file, a line each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """The next clips of a video; pieces of one video come in order, those of several mixed."""
 
@@ -79,8 +79,12 @@ def decoding(
 
 def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> Iterator[Piece | Unusable]:
     """What is sent of one video, in order; `threads` are the decoder's (0: one a core)."""
-    av = require_package("av", "")
-    stream, held = ClipStream(path, spec, threads=threads), None
+    return pieces_of(video, ClipStream(path, spec, threads=threads))
+
+
+def pieces_of(video: int, stream: ClipStream) -> Iterator[Piece | Unusable]:
+    """What is sent of a stream of clips, in order."""
+    av, held = require_package("av", ""), None
     try:
         for clips in stream:
             if held is not None:
@@ -90,7 +94,7 @@ def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> It
         yield Unusable(video, str(error))
         return
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:  # of frames that cannot be scaled
-        yield Unusable(video, f"{path}: cannot be decoded ({error!r}); convert it to mp4")
+        yield Unusable(video, f"{stream.path}: cannot be decoded ({error!r}); convert it to mp4")
         return
     assert held is not None, "a video has at least one clip"
     yield Piece(video, held, Ending(stream.clips, stream.duration_s, tuple(stream.warnings)))
