@@ -132,7 +132,7 @@ def unknown(arguments: Sequence[str]) -> str:
 
 
 def named(run: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; its help calls positionals by their names, not by their types: `SINGLE HALF`, not `PATH PATH`."""
+    """The same function, whose help calls positionals by their names: `SINGLE HALF`, not `PATH PATH`."""
     import typing
 
     import tyro
@@ -149,7 +149,10 @@ def _metavar(name: str, hint: Any) -> str:
     import typing
 
     kind, word = typing.get_args(hint)[0], name.upper().replace("_", "-")
-    return f"{word} [{word} ...]" if typing.get_origin(kind) is tuple else word
+    if typing.get_origin(kind) is tuple:
+        word = word.removesuffix("S")
+        return f"{word} [{word} ...]"
+    return f"[{word}]" if type(None) in typing.get_args(kind) else word
 
 
 def fail(message: str, code: int = 2) -> int:

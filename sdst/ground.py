@@ -26,7 +26,7 @@ USAGE = 'sdst ground VIDEO "a sentence" ... --bundle DIR'
 
 
 def ground(
-    words: tyro.conf.Positional[tuple[str, ...]],
+    videos_or_sentences: tyro.conf.Positional[tuple[str, ...]],
     *,
     bundle: Path,
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
@@ -45,8 +45,8 @@ def ground(
     the exit code is 1.
 
     Args:
-        words: Videos and sentences. A word that names a file, a folder of videos, a pattern of files ('clips/*.mp4')
-            or a .txt file with a path a line is a video; every other one is a sentence, in quotes.
+        videos_or_sentences: Both, in any order. A word that names a file, a folder of videos, a pattern of files
+            ('clips/*.mp4') or a .txt file with a path a line is a video; every other one is a sentence, in quotes.
         bundle: The directory that `sdst export` or `sdst demo` wrote.
         query: A sentence, whatever it looks like; may be given several times.
         json: Print JSON with all moments and the saliency of each clip: one object a video, each on a line.
@@ -60,10 +60,11 @@ def ground(
     """
     if top < 1:
         raise InputError(f"--top: expected at least 1, got {top}")
-    videos, sentences, many = videos_and_sentences(words)
+    videos, sentences, many = videos_and_sentences(videos_or_sentences)
     queries = (*sentences, *query)
     if not videos:
-        raise InputError(f"no video given: expected  {USAGE}; these name no file: {', '.join(map(repr, words))}")
+        given = ", ".join(map(repr, sentences)) or "nothing"
+        raise InputError(f"no video given: expected  {USAGE}; got {given}, which names no file")
     if not queries:
         raise InputError(f"no query given: expected  {USAGE}")
     if many and report is not None:

@@ -90,7 +90,7 @@ def measured(result: dict) -> dict[str, float]:
 def test_bundle_and_checkpoint_agree(capsys, world, tmp_path):
     files = [tmp_path / name for name in ("bundle.jsonl", "checkpoint.jsonl")]
     results = [
-        json.loads(sdst(capsys, "eval", model, "--data", world.config, "--predictions", file)[0])
+        json.loads(sdst(capsys, "eval", model, "--data", world.config, "--json", "--predictions", file)[0])
         for model, file in zip((world.bundle, world.checkpoint), files, strict=True)
     ]
 
@@ -108,8 +108,8 @@ def test_bundle_and_checkpoint_agree(capsys, world, tmp_path):
 
 def test_a_run_is_evaluated_on_its_own_data(capsys, world, tmp_path):
     output = tmp_path / "metrics.json"
-    out, err = sdst(capsys, "eval", world.run, "--unrounded", "--output", output, "--threads", 1)
-    by_file, _ = sdst(capsys, "eval", world.run / "best.safetensors", "--data", world.config, "--unrounded")
+    out, err = sdst(capsys, "eval", world.run, "--json", "--unrounded", "--output", output, "--threads", 1)
+    by_file, _ = sdst(capsys, "eval", world.run / "best.safetensors", "--data", world.config, "--json", "--unrounded")
 
     assert json.loads(out) == json.loads(by_file) == json.loads(output.read_text())
     assert err == ""
