@@ -6,7 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,7 +18,6 @@ from sdst_runtime.machine import machine_facts, usable_cores
 from sdst_runtime.pages.report import QueryPanel, Report, write_report
 
 from .asked import videos_and_sentences
-from .options import Flag
 from .panels import latency_rows, video_panel
 from .progress import Told, told
 
@@ -30,7 +29,7 @@ def ground(
     *,
     bundle: Path,
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    json: Flag = False,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     report: Path | None = None,
     cache: Path | None = None,
     top: int = 5,

@@ -123,7 +123,7 @@ def test_bad_options(capsys, sources, tmp_path, monkeypatch):
     line = fails(capsys, "build", "--tensorrt", tmp_path)
     assert line == f"error: --tensorrt {tmp_path}: expected a folder with NvInfer.h or include/NvInfer.h in it"
     monkeypatch.setattr(plugins, "SOURCES", tmp_path)
-    assert fails(capsys, "build").startswith(f"error: {tmp_path} holds no CMakeLists.txt: an installed package has no")
+    assert fails(capsys, "build").startswith(f"error: {tmp_path} holds no CMakeLists.txt: this installation lacks")
 
 
 def test_headers_are_found_where_installations_have_them(tmp_path):
