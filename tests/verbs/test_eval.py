@@ -115,6 +115,19 @@ def test_a_run_is_evaluated_on_its_own_data(capsys, world, tmp_path):
     assert err == ""
 
 
+def test_the_table_holds_the_numbers_of_the_json(capsys, world):
+    result = json.loads(sdst(capsys, "eval", world.run, "--json")[0])
+    table, _ = sdst(capsys, "eval", world.run)
+    rows = {cells[0]: cells[1:] for line in table.splitlines() if (cells := line.replace("│", " ").split())}
+
+    assert f"val: {QUERIES} queries, percent" in table
+    for name, value in measured(result).items():
+        if name.startswith(("MR-full-", "HL-")):
+            assert rows[name.removeprefix("MR-full-")][0] == f"{value:.2f}"
+    lengths = [result["brief"].get(f"MR-{length}-mAP") for length in ("full", "short", "middle", "long")]
+    assert rows["mAP"] == [f"{value:.2f}" for value in lengths if value is not None]
+
+
 def test_another_root(capsys, world, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(world.root)
