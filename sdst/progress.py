@@ -52,15 +52,20 @@ class Told:
     def show(self, done: int, total: int) -> None:
         """`total` 0: not known."""
         self._bar.update(self._task, completed=done, total=total or None)
-        now_s = time.monotonic()
-        if not self._console.is_terminal and now_s - self._said_s > LOG_EVERY_S:
-            self._said_s, spent_s = now_s, now_s - self._began_s
-            left = f"/{total}, {spent_s * (total - done) / done / 60:.0f} min left" if total and done else ""
-            print(f"{self._title}: {done}{left} ({self._unit})", file=sys.stderr, flush=True)  # noqa: T201
+        spent_s = time.monotonic() - self._began_s
+        left = f"/{total}, {spent_s * (total - done) / done / 60:.0f} min left" if total and done else ""
+        self._say(f"{self._title}: {done}{left} ({self._unit})")
 
     def name(self, title: str) -> None:
-        """Another title for the bar; lines keep theirs."""
+        """Another title for the bar, which says how far the part is that is worked at."""
         self._bar.update(self._task, description=escape(title))
+        self._say(title)
+
+    def _say(self, line: str) -> None:
+        now_s = time.monotonic()
+        if not self._console.is_terminal and now_s - self._said_s > LOG_EVERY_S:
+            self._said_s = now_s
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
