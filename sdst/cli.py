@@ -120,7 +120,7 @@ def unknown(arguments: Sequence[str]) -> str:
     if first in groups():
         own = [verb for verb in VERBS if verb.startswith(f"{first} ")]
         said, rest = f"{first} {second}".strip(), f"expected one of {', '.join(own)}; see  sdst {first} --help"
-        near = difflib.get_close_matches(said, own, 1)
+        near = [] if second.startswith("-") else difflib.get_close_matches(said, own, 1)
     else:
         said, rest = first, f"expected one of {', '.join(VERBS)}; see  sdst --help"
         whole = [f"{first} {second}"] if second and not second.startswith("-") else []
