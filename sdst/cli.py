@@ -66,7 +66,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     words = 2 if " ".join(arguments[:2]) in VERBS else 1
     verb, rest = " ".join(arguments[:words]), arguments[words:]
-    if verb in groups() and rest[:1] in ([], ["-h"], ["--help"]):
+    if verb in groups() and rest[:1] in (["-h"], ["--help"]):
         print(usage(verb))  # noqa: T201
         return 0
     if verb not in VERBS:
@@ -120,7 +120,7 @@ def unknown(arguments: Sequence[str]) -> str:
     if first in groups():
         own = [verb for verb in VERBS if verb.startswith(f"{first} ")]
         said, rest = f"{first} {second}".strip(), f"expected one of {', '.join(own)}; see  sdst {first} --help"
-        near = [] if second.startswith("-") else difflib.get_close_matches(said, own, 1)
+        near = [] if not second or second.startswith("-") else difflib.get_close_matches(said, own, 1)
     else:
         said, rest = first, f"expected one of {', '.join(VERBS)}; see  sdst --help"
         whole = [f"{first} {second}"] if second and not second.startswith("-") else []

@@ -400,6 +400,7 @@ def test_usage_error_is_exit_code_2(capsys, exported, video):
         (["features", "vido", "x"], "did you mean sdst features video?"),
         (["calibrate", "audi"], "did you mean sdst calibrate audit?"),
         (["calibrte"], "did you mean sdst calibrate?"),
+        (["features"], "unknown command 'features': expected one of features video, features text,"),
         (
             ["features", "--out", "x"],
             "unknown command 'features --out': expected one of features video, features text,",
@@ -410,7 +411,7 @@ def test_a_mistyped_verb_gets_a_suggestion(capsys, words, says):
     assert says in fails(capsys, *words)
 
 
-@pytest.mark.parametrize("rest", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("rest", [["--help"], ["-h"]])
 def test_a_group_lists_its_verbs(capsys, rest):
     for group, verbs in {
         "features": ["video", "text", "pack", "verify", "convert"],
