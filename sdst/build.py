@@ -15,6 +15,7 @@ from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.sessions.tensorrt.compat import load_tensorrt
 from sdst_runtime.sessions.tensorrt.pycuda_device import open_pycuda_device
 
+from .next_step import advise
 from .progress import progress_of
 
 
@@ -51,6 +52,7 @@ def build(
     with _bar() as bar:
         built = build_bundle(models, out, buckets, options, device, bar, lambda line: print(line, file=sys.stderr))  # noqa: T201
     print(built.directory)  # noqa: T201
+    advise("sdst", "bench", built.directory)
 
 
 def _bar() -> Progress:

@@ -18,6 +18,7 @@ from sdst_runtime.files import make_directory
 from sdst_runtime.grounding.bundle import Bundle
 
 from .models import data_of, load_samples, open_model, say
+from .next_step import advise
 from .progress import counted
 from .videos import find_videos
 
@@ -58,6 +59,7 @@ def ranges(
         write_ranges(path, measured)
         counts = f"{len(measured.tensors)} tensors, {measured.feeds} inputs"
         say(f"{path}: {counts}, {_largest(measured)}{_warning(measured)}")
+    advise("sdst", "calibrate", "audit", bundle, "FP16", "--data", data, "--out", "AUDIT")
 
 
 def audit(
@@ -99,6 +101,11 @@ def audit(
     if not findings:
         say("nothing needs to stay float32 beyond what an fp16 bundle keeps")
     print(out / "audit.html")  # noqa: T201
+    if findings:
+        advise("sdst", "export", "CHECKPOINT", "--backbone", "BACKBONE", "--out", "BUNDLE", "--precision", "fp16",
+               "--keep-fp32", out / KEEP_FILE)  # fmt: skip
+    else:
+        advise("sdst", "parity", single, half, "--data", data)
 
 
 def _feeds(

@@ -6,7 +6,8 @@ import inspect
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import __version__
 
@@ -65,8 +66,11 @@ def _run(arguments: list[str]) -> int:
         return 0
     words = 2 if " ".join(arguments[:2]) in VERBS else 1
     verb, rest = " ".join(arguments[:words]), arguments[words:]
+    if verb in groups() and rest[:1] in (["-h"], ["--help"]):
+        print(usage(verb))  # noqa: T201
+        return 0
     if verb not in VERBS:
-        return fail(f"unknown command {verb!r}: expected one of {', '.join(VERBS)}; see  sdst --help")
+        return fail(unknown(arguments))
 
     import tyro
 
@@ -82,7 +86,7 @@ def _run(arguments: list[str]) -> int:
                 return 0
             run(rest)
         else:
-            tyro.cli(run, args=rest, prog=f"sdst {verb}")
+            tyro.cli(named(run), args=rest, prog=f"sdst {verb}")
     except PartialFailure as error:
         return fail(str(error), code=1)
     except SdstError as error:
@@ -94,11 +98,61 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def usage() -> str:
-    """The list of verbs."""
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {line}" for verb, (_, _, line) in VERBS.items()]
-    return "\n".join(["usage: sdst COMMAND ...   (sdst COMMAND --help for its options)", "", *lines])
+def usage(group: str = "") -> str:
+    """The list of verbs, or of those of a group."""
+    shown = {verb: line for verb, (_, _, line) in VERBS.items() if not group or verb.startswith(f"{group} ")}
+    width = max(map(len, shown))
+    head = f"sdst {group} COMMAND" if group else "sdst COMMAND"
+    lines = [f"  {verb:<{width}}  {line}" for verb, line in shown.items()]
+    return "\n".join([f"usage: {head} ...   ({head} --help for its options)", "", *lines])
+
+
+def groups() -> list[str]:
+    """First words that several verbs share, or that are no verb alone."""
+    return list(dict.fromkeys(verb.split()[0] for verb in VERBS if " " in verb))
+
+
+def unknown(arguments: Sequence[str]) -> str:
+    """What to say of words that are no verb: the nearest ones, or all."""
+    import difflib
+
+    first, second = arguments[0], arguments[1] if len(arguments) > 1 else ""
+    if first in groups():
+        own = [verb for verb in VERBS if verb.startswith(f"{first} ")]
+        said, rest = f"{first} {second}".strip(), f"expected one of {', '.join(own)}; see  sdst {first} --help"
+        near = [] if not second or second.startswith("-") else difflib.get_close_matches(said, own, 1)
+    else:
+        said, rest = first, f"expected one of {', '.join(VERBS)}; see  sdst --help"
+        whole = [f"{first} {second}"] if second and not second.startswith("-") else []
+        near = difflib.get_close_matches(first, [*VERBS, *groups()], 1)
+        near = [match for words in whole for match in difflib.get_close_matches(words, VERBS, 1, 0.8)] or near
+    if near:
+        rest = f"did you mean  sdst {near[0]}? All commands:  sdst --help"
+    return f"unknown command {said!r}: {rest}"
+
+
+def named(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose help calls positionals by their names: `SINGLE HALF`, not `PATH PATH`."""
+    import typing
+
+    import tyro
+
+    hints = typing.get_type_hints(run, include_extras=True)
+    for name, hint in hints.items():
+        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+            hints[name] = typing.Annotated[hint, tyro.conf.arg(metavar=_metavar(name, hint))]
+    run.__annotations__ = hints
+    return run
+
+
+def _metavar(name: str, hint: Any) -> str:
+    import typing
+
+    kind, word = typing.get_args(hint)[0], name.upper().replace("_", "-")
+    if typing.get_origin(kind) is tuple:
+        word = word.removesuffix("S")
+        return f"{word} [{word} ...]"
+    return f"[{word}]" if type(None) in typing.get_args(kind) else word
 
 
 def fail(message: str, code: int = 2) -> int:

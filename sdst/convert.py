@@ -16,6 +16,8 @@ from sdst_train.backbone.release import VARIANTS, load_internvideo2
 from sdst_train.backbone.tokenizer import read_bert_tokenizer
 from sdst_train.backbone.towers import save_backbone
 
+from .next_step import advise
+
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -58,6 +60,7 @@ def convert_backbone(
     spec = save_backbone(out, release.vision, release.text, release.spec, tokenizer_json, DTYPES[dtype])
     summary = {"path": str(out), "sha256": spec.backbone_sha256, "spec": dataclasses.asdict(spec)}
     print(json.dumps(summary, indent=4))  # noqa: T201
+    advise("sdst", "features", "video", "VIDEOS", "--backbone", out, "--out", "FEATURES")
 
 
 def _tell(line: str) -> None:

@@ -12,6 +12,7 @@ from sdst_runtime.data.dataset import Inspection, Spread, inspect_split, load_sp
 from sdst_runtime.errors import InputError
 from sdst_runtime.metrics.score import metric_names
 
+from .next_step import advise
 from .options import data_options
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -19,7 +20,9 @@ SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 def check(arguments: list[str]) -> None:
     """`CONFIG [--root DIR ...]`: look at a data set. Raises InputError when it has problems, which are printed."""
-    check_data(data_options(arguments, prog="sdst data check"))
+    data = data_options(arguments, prog="sdst data check")
+    check_data(data)
+    advise("sdst", "train", arguments[0], "--data.root", data.root)
 
 
 def check_data(data: DataConfig) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import json as json_module
+import re
+import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 from sdst_runtime.data.config import SplitName
 from sdst_runtime.errors import InputError
@@ -26,11 +31,12 @@ def evaluate_model(
     nms: float | None = None,
     round_s: float | None = None,
     predictions: Path | None = None,
-    output: Path | None = None,
+    out: Annotated[Path | None, tyro.conf.arg(aliases=("--output",))] = None,
+    json: Flag = False,
     unrounded: Flag = False,
     threads: int | None = None,
 ) -> None:
-    """Predict a split and print its metrics as JSON, in the form of `sdst score`.
+    """Predict a split and print its metrics as a table.
 
     Args:
         model: A checkpoint (.safetensors), the folder of a run (its best one), or a bundle, which needs no torch.
@@ -40,7 +46,8 @@ def evaluate_model(
         nms: Drop windows whose IoU with a better one is at least this.
         round_s: Round windows to multiples of this many seconds.
         predictions: Write the predictions to this JSONL file.
-        output: Write the metrics to this JSON file too.
+        out: Write the metrics to this JSON file too.
+        json: Print the metrics as JSON, in the form of `sdst score`.
         unrounded: All digits instead of two.
         threads: Threads for the model; default: all cores.
     """
@@ -50,7 +57,9 @@ def evaluate_model(
     samples = load_samples(opened, chosen, split)
     labelled = has_windows(samples)
     if not labelled and predictions is None:
-        raise InputError(f"{chosen.annotations(split)}: holds no windows, nothing to score; give --predictions FILE")
+        raise InputError(
+            f"{chosen.annotations(split)}: holds no windows, nothing to score; give --predictions FILE, or --split val"
+        )
     rows = predict_samples(opened, samples, split, postprocess)
     if predictions is not None:
         write_jsonl(predictions, rows)
@@ -58,6 +67,31 @@ def evaluate_model(
         say(f"{len(rows)} predictions written; {chosen.annotations(split)} holds no windows: nothing to score")
         return
     result = score(rows, samples, chosen, rounded=not unrounded)
-    if output is not None:
-        write_json(output, result)
-    print(json.dumps(result, indent=4))  # noqa: T201
+    if out is not None:
+        write_json(out, result)
+    if json:
+        print(json_module.dumps(result, indent=4))  # noqa: T201
+    else:
+        Console(width=100 if not sys.stdout.isatty() else None).print(
+            metrics_table(result, split, len(rows), unrounded)
+        )
+
+
+def metrics_table(result: dict[str, Any], split: str, queries: int, unrounded: bool) -> Table:
+    """The "brief" metrics, a line each, and where the official evaluator tells them the same by length of moment."""
+    groups = [name for name in ("full", "short", "middle", "long") if name in result]
+    table = Table("metric", *(groups or ["all"]), title=f"{split}: {queries} queries, percent")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    brief = result["brief"]
+    names = list(dict.fromkeys(re.sub(r"^MR-(full|short|middle|long)-", "MR-", name) for name in brief))
+    for name in names:
+        keys = [re.sub("^MR-", f"MR-{group}-", name) for group in groups] if name.startswith("MR-") else [name]
+        cells = [brief.get(key) for key in keys]
+        if any(value is not None for value in cells):
+            table.add_row(name.removeprefix("MR-"), *(_number(value, unrounded) for value in cells))
+    return table
+
+
+def _number(value: float | None, unrounded: bool) -> str:
+    return "" if value is None else repr(value) if unrounded else f"{value:.2f}"

@@ -16,6 +16,8 @@ from sdst_runtime.errors import InputError
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.loop.checkpoint import load_checkpoint
 
+from .next_step import advise
+
 
 def export(
     checkpoint: tyro.conf.Positional[Path],
@@ -41,3 +43,4 @@ def export(
     bundle, report = export_bundle(trained, towers, out, lambda line: print(line, file=sys.stderr), precision, keep)  # noqa: T201
     Console(stderr=True).print(report_table(report))
     print(bundle.directory)  # noqa: T201
+    advise("sdst", "ground", "VIDEO", "a sentence", "--bundle", bundle.directory)

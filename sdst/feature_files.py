@@ -13,6 +13,7 @@ from sdst_runtime.data.released import convert_released
 from sdst_runtime.data.verification import verify_features
 from sdst_runtime.errors import InputError
 
+from .next_step import advise
 from .progress import counted
 
 
@@ -28,6 +29,7 @@ def pack(features: tyro.conf.Positional[Path], *, out: Path, per_shard: int = 51
         pack_features(features, out, per_shard, on_done)
     videos, texts = (len(list(out.glob(f"{kind}-*.safetensors"))) for kind in ("video", "text"))
     print(f"{out}: {videos} files of videos, {texts} of sentences")  # noqa: T201
+    advise("sdst", "train", "CONFIG", "--data.features", out.resolve())
 
 
 def verify(features: tyro.conf.Positional[Path], *, annotations: tuple[Path, ...] = ()) -> None:
@@ -51,6 +53,7 @@ def verify(features: tyro.conf.Positional[Path], *, annotations: tuple[Path, ...
     if found.problems:
         count = "1 problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
         raise InputError(f"{count} in {features}, listed on stdout; delete those files and extract them again")
+    advise("sdst", "train", "CONFIG", "--data.features", features.resolve())
 
 
 def convert(
@@ -69,6 +72,7 @@ def convert(
     print(f"{out}: {done.videos} videos, {done.sentences} sentences")  # noqa: T201
     if done.unknown:
         print(f"text files of no annotation, left out: {len(done.unknown)} (first: qid {done.unknown[0]})")  # noqa: T201
+    advise("sdst", "features", "verify", out, "--annotations", *annotations)
 
 
 def _read(annotations: Sequence[Path]) -> list[Query]:

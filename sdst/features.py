@@ -17,6 +17,7 @@ from sdst_train.backbone.towers import load_backbone
 from sdst_train.backbone.vision import Pool
 from sdst_train.loop.device import DTYPES, Precision, choose_device, choose_precision
 
+from .next_step import advise
 from .progress import make_bar
 from .videos import find_videos
 
@@ -70,6 +71,7 @@ def video(
             f"{failed} of {len(files)} videos failed, see {out / FAILURES}; mend or leave them out and run again: "
             "the others are kept"
         )
+    advise("sdst", "features", "text", "ANNOTATIONS", "--backbone", backbone, "--out", out)
 
 
 def text(
@@ -106,6 +108,7 @@ def text(
     print(  # noqa: T201
         f"{out / 'text'}: distinct sentences of {len(queries)} queries: {result.made} made, {result.kept} kept"
     )
+    advise("sdst", "features", "verify", out, "--annotations", *annotations)
 
 
 class _Display:

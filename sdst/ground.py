@@ -18,55 +18,69 @@ from sdst_runtime.machine import load_warning, machine_facts, usable_cores
 from sdst_runtime.pages.panels import QueryPanel
 from sdst_runtime.pages.report import Report, write_report
 
+from .asked import videos_and_sentences
 from .panels import latency_rows, video_panel
-from .videos import LIST, read_list
+from .progress import Told, told
+
+USAGE = 'sdst ground VIDEO "a sentence" ... --bundle DIR'
 
 
 def ground(
-    video: tyro.conf.Positional[Path],
-    queries: tyro.conf.Positional[tuple[str, ...]],
+    videos_or_sentences: tyro.conf.Positional[tuple[str, ...]],
     *,
     bundle: Path,
+    query: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     report: Path | None = None,
+    cache: Path | None = None,
     top: int = 5,
     window: int | None = None,
     threads: int | None = None,
 ) -> None:
-    """Find the moments of a video that each sentence describes, and how much each clip is a highlight.
+    """Find the moments of videos that each sentence describes, and how much each clip is a highlight.
 
-    Of a list of videos each is asked all sentences. One that cannot be used is named on stderr, the others are done
-    and the exit code is 1.
+    sdst ground VIDEO [VIDEO ...] "a sentence" ["another" ...] --bundle DIR
+
+    Each video is asked all sentences. Of several, one that cannot be used is named on stderr, the others are done and
+    the exit code is 1.
 
     Args:
-        video: A video file, or a .txt file with the path of one on each line.
-        queries: One sentence or more, each quoted.
+        videos_or_sentences: Both, in any order. A word that names a file, a folder of videos, a pattern of files
+            ('clips/*.mp4') or a .txt file with a path a line is a video; every other one is a sentence, in quotes.
         bundle: The directory that `sdst export` or `sdst demo` wrote.
-        json: Print JSON with all moments and the saliency of each clip: one line a video.
+        query: A sentence, whatever it looks like; may be given several times.
+        json: Print JSON with all moments and the saliency of each clip: one object a video, each on a line.
         report: Write an HTML page to this file; of one video only.
+        cache: Folder where encoded videos are kept: another question about a video of the same content, with the same
+            bundle, does not run the vision model again.
         top: Moments in the table for each sentence.
         window: Clips that the model sees at once of a longer video; default: the median length of those that it was
             trained on, for videos longer than all of these.
-        threads: Threads for each model; default: all cores, of a list all but the one that decodes.
+        threads: Threads for each model; default: all cores, of several videos all but the one that decodes.
     """
     load = load_warning()
     if top < 1:
         raise InputError(f"--top: expected at least 1, got {top}")
+    videos, sentences, many = videos_and_sentences(videos_or_sentences)
+    queries = (*sentences, *query)
+    if not videos:
+        given = ", ".join(map(repr, sentences)) or "nothing"
+        raise InputError(f"no video given: expected  {USAGE}; got {given}, which names no file")
     if not queries:
-        raise InputError('no query given: expected  sdst ground VIDEO "a sentence" ... --bundle DIR')
-    is_list = video.suffix == LIST
-    if is_list and report is not None:
-        raise InputError("--report: expected one video, got a list of them; leave it out, or give one video")
-    videos = read_list(video) if is_list else []
-    if is_list and threads is None:
+        raise InputError(f"no query given: expected  {USAGE}")
+    if many and report is not None:
+        raise InputError(f"--report: expected one video, got a list, a folder or several ({len(videos)}); leave it out")
+    if many and threads is None:
         threads = max(1, usable_cores() - 1)
-    with Grounder.load(bundle, threads, window_clips=window) as grounder:
-        for query in queries:  # refuse a bad sentence before a video is decoded
-            grounder.tokenizer.encode(query, grounder.spec.max_tokens)
-        if is_list:
+    with Grounder.load(bundle, threads, window_clips=window, cache=cache) as grounder:
+        for sentence in queries:  # refuse a bad one before a video is decoded
+            grounder.tokenizer.encode(sentence, grounder.spec.max_tokens)
+        if many:
             ground_each(grounder, videos, queries, json, top)
             return
-        encoded = grounder.encode(video)
+        (video,) = videos
+        with told(f"encoding {video.name}", "clips") as bar:
+            encoded = grounder.encode(video, on_progress=bar.show)
         answers = grounder.ground_batch(encoded, queries)
         if report is not None:
             write_report(report, single_report(video, grounder, encoded, answers, load))
@@ -76,14 +90,33 @@ def ground(
 def ground_each(grounder: Grounder, videos: Sequence[Path], queries: Sequence[str], json: bool, top: int) -> None:
     """Print the answers about each video as soon as it is done, in order. Raises PartialFailure when some failed."""
     failed = 0
-    for done in ground_videos(grounder, (Job(path, queries) for path in videos)):
-        if isinstance(done, FailedVideo):
-            failed += 1
-            print(f"failed: {done.reason}", file=sys.stderr)  # noqa: T201
-        else:
-            print_answers(done.path, done.video, done.groundings, json, top)
+    with told("videos", "videos") as bar:
+        bar.show(0, len(videos))
+        said = _ClipsOf(bar)
+        stream = ground_videos(grounder, (Job(path, queries) for path in videos), said.hear)
+        for count, done in enumerate(stream, 1):
+            with bar.hidden():
+                if isinstance(done, FailedVideo):
+                    failed += 1
+                    print(f"failed: {done.reason}", file=sys.stderr)  # noqa: T201
+                else:
+                    print_answers(done.path, done.video, done.groundings, json, top)
+            bar.show(count, len(videos))
     if failed:
         raise PartialFailure(f"{failed} of {len(videos)} videos failed, as said above; the others are done")
+
+
+class _ClipsOf:
+    """How far the vision model is in the video it is at, as the title of a bar."""
+
+    def __init__(self, bar: Told) -> None:
+        self._bar, self._path, self._clips = bar, Path(), 0
+
+    def hear(self, path: Path, clips: int) -> None:
+        """`clips` more of `path` are done."""
+        self._clips = clips + (self._clips if path == self._path else 0)
+        self._path = path
+        self._bar.name(f"videos; {path.name}: {self._clips} clips")
 
 
 def print_answers(video: Path, encoded: EncodedVideo, answers: Sequence[Grounding], json: bool, top: int) -> None:
@@ -102,14 +135,7 @@ def as_json(video: Path, features: VideoFeatures, answers: Sequence[Grounding]) 
         "video": str(video),
         "duration_s": features.duration_s,
         "clip_s": features.spec.clip_s,
-        "results": [
-            {
-                "query": answer.query,
-                "moments": [{"start_s": m.start_s, "end_s": m.end_s, "score": m.score} for m in answer.moments],
-                "saliency": [float(value) for value in answer.saliency],
-            }
-            for answer in answers
-        ],
+        "results": [answer.to_dict() for answer in answers],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,8 +15,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from sdst_export.engine.cache import cache_folder
 from sdst_runtime.errors import ContractError, DependencyError, InputError, SdstError
-from sdst_runtime.files import copy_file, only_process, remove, write_text
+from sdst_runtime.files import copy_file, only_process, remove, sha256_file, write_text
 from sdst_runtime.machine import gpus, usable_cores
 from sdst_runtime.sessions.plugin_library import (
     LIBRARIES,
@@ -28,7 +30,10 @@ from sdst_runtime.sessions.plugin_library import (
     search_places,
 )
 
-SOURCES = Path(__file__).parents[1]
+from .next_step import advise
+
+_SHIPPED = Path(__file__).parent / "plugin_sources"  # setup.py puts them into the wheel
+SOURCES = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1]  # of an installed package, of a checkout
 TARGETS: dict[PluginDevice, str] = {"cuda": "sdst_plugins", "host": "sdst_plugins_host"}
 _LAST_LINES = 15  # of the log, shown when a build fails
 _MISSING = (  # what cmake says, and what mends it
@@ -70,10 +75,11 @@ def build(
     out: Path | None = None,
     jobs: int | None = None,
 ) -> None:
-    """Build the compiled sdst::RDSA from this checkout and put it where the runtime looks; prints what it is.
+    """Build the compiled sdst::RDSA and put it where the runtime looks; prints what it is.
 
     With TensorRT headers (those given here, or on the system's paths) the library also holds the TensorRT plugin.
-    The old library stays until the new one is whole. What was compiled is kept in build/ and not compiled again.
+    The old library stays until the new one is whole. What was compiled is kept (in build/ of a checkout, or in
+    $SDST_CACHE, by default ~/.cache/sdst) and not compiled again.
 
     Args:
         tensorrt: Folder of TensorRT or of its headers (NvInfer.h).
@@ -84,15 +90,15 @@ def build(
     """
     if not (SOURCES / "CMakeLists.txt").is_file():
         raise InputError(
-            f"{SOURCES} holds no CMakeLists.txt: an installed package has no sources of the plugins; get a checkout,"
-            " run  pip install -e .  there and build again, or name a library in SDST_PLUGINS"
+            f"{SOURCES} holds no CMakeLists.txt: this installation lacks the sources of the plugins; install it again"
+            " from a checkout, or name a library in SDST_PLUGINS"
         )
     cmake = shutil.which("cmake")
     if not cmake:
         raise DependencyError("cmake, 3.24 or newer, is needed to build: run  pip install cmake")
     device: PluginDevice = "host" if host else "cuda"
     options = _header_options(tensorrt, fetch_tensorrt_headers)
-    folder = SOURCES / "build" / f"plugins-{device}"
+    folder = build_folder() / f"plugins-{device}"
     with only_process(folder / "lock"):
         _configure(cmake, folder, device, options)
         _compile(cmake, folder, device, jobs or usable_cores())
@@ -101,6 +107,7 @@ def build(
         place = (out or PACKAGE_FOLDER).absolute() / LIBRARIES[device]
         copy_file(made.path, place)
     Console().print(_facts(RdsaLibrary(place).info))
+    advise(*(("sdst", "doctor") if out is None else ("sdst", "plugins", "info", place)))
 
 
 def info(file: tyro.conf.Positional[Path | None] = None, /) -> None:
@@ -123,6 +130,19 @@ def info(file: tyro.conf.Positional[Path | None] = None, /) -> None:
             raise one.fault
     if not any(one.info for one in found):
         find_plugin_library("cuda")  # says where it looked and what to run
+
+
+def build_folder() -> Path:
+    """Where cmake works: a checkout's build/, or, as nothing is to lie beside installed files, a folder of the cache.
+
+    That folder is one of the sources' content: pip keeps their old times, by which cmake would not see a new version.
+    """
+    if SOURCES != _SHIPPED:
+        return SOURCES / "build"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(SOURCES)} {sha256_file(path)}\n".encode())
+    return cache_folder() / f"build-{digest.hexdigest()[:12]}"
 
 
 def covers(info: PluginInfo, capability: int) -> bool:

@@ -17,6 +17,7 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.sessions.base import GROUNDING_MODELS
 
 from .models import OpenedModel, data_of, has_windows, load_samples
+from .next_step import advise
 from .progress import counted
 from .videos import find_videos
 
@@ -69,6 +70,7 @@ def int8(
     console.print(_table(report))
     console.print(_layers(report), soft_wrap=True)
     print(out)  # noqa: T201
+    advise("sdst", "parity", bundle, out, "--data", data)
 
 
 def _table(report: Int8Report) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -17,7 +18,7 @@ def score(
     predictions: tyro.conf.Positional[Path],
     ground_truth: tyro.conf.Positional[Path],
     *,
-    output: Path | None = None,
+    out: Annotated[Path | None, tyro.conf.arg(aliases=("--output",))] = None,
     unrounded: Flag = False,
     moments: Flag = False,
     clip_s: float = 2.0,
@@ -27,7 +28,7 @@ def score(
     Args:
         predictions: JSONL with qid, pred_relevant_windows and pred_saliency_scores in each line.
         ground_truth: JSONL of annotations in the QVHighlights form.
-        output: Write the JSON to this file too.
+        out: Write the JSON to this file too.
         unrounded: All digits instead of two.
         moments: Add R1 and R5 at 0.3, 0.5 and 0.7 and mIoU (as for Charades-STA and TACoS) under "moments".
         clip_s: Seconds a clip, for highlight metrics.
@@ -36,6 +37,6 @@ def score(
     result = evaluate(rows, truth, rounded=not unrounded, clip_s=clip_s)
     if moments:
         result["moments"] = moment_metrics(rows, truth, ranks=(1, 5), rounded=not unrounded)
-    if output is not None:
-        write_json(output, result)
+    if out is not None:
+        write_json(out, result)
     print(json.dumps(result, indent=4))  # noqa: T201

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from sdst_train.loop.run_report import write_run_report
 from sdst_train.loop.state import forget_states
 from sdst_train.loop.train import finished
 
+from .models import BEST
+from .next_step import advise
 from .options import parse_options, take_config_name
 from .training import train_with_progress
 
@@ -58,12 +61,21 @@ def train(arguments: list[str]) -> None:
         if finished(run):
             forget_states(run)
             print(f"{run} has finished already; report: {write_run_report(run)}")  # noqa: T201
+            _advise(run)
             return
         train_with_progress(parse_config(path.read_bytes(), path), run, resume=True)
+        _advise(run)
         return
     name, rest = take_config_name(arguments, PROG)
     options = parse_options(NewRun, name, rest, PROG)
     config, label = options.config, options.config.preset or "custom"
     root = Path(config.data.root).resolve()  # so that it is resumed and evaluated from anywhere
     config = replace(config, data=replace(config.data, root=str(root)))
-    train_with_progress(config, options.out or Path(f"runs/{label}-{datetime.now():%Y%m%d-%H%M%S}"))
+    run = options.out or Path(f"runs/{label}-{datetime.now():%Y%m%d-%H%M%S}")
+    train_with_progress(config, run)
+    _advise(run)
+
+
+def _advise(run: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes only the leader speaks
+        advise("sdst", "export", run / BEST, "--backbone", "BACKBONE", "--out", "BUNDLE")

@@ -45,7 +45,7 @@ def commands(root: Path) -> dict[str, list[str]]:
     bundle = str(root / "bundle")
     return {
         "ground": ["ground", str(root / "noise.mp4"), QUERY, "--bundle", bundle, "--json"],
-        "eval": ["eval", bundle, "--data", str(root / "config.json"), "--unrounded", "--threads", "1"],
+        "eval": ["eval", bundle, "--data", str(root / "config.json"), "--json", "--unrounded", "--threads", "1"],
     }
 
 

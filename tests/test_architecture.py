@@ -42,8 +42,14 @@ FLOORS = (  # of sdst_runtime, from the top; a folder imports its own floor and 
     {"sessions", "media"},
     {""},  # the room's own files
 )
-IMPORTERS = {"import_module", "__import__", "require_package"}  # functions whose first argument names a module
+IMPORTERS = {
+    "import_module",
+    "__import__",
+    "require_package",
+    "require_library",
+}  # functions whose first argument names a module
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard", "tensorrt", "pycuda"}
+SHOWS = {"pandas", "matplotlib"}  # of nobody's extra, for sdst_runtime/showing.py alone and there when used
 ENGINES = {"tensorrt", "pycuda"}  # of the extra tensorrt, for sdst_runtime/sessions/tensorrt alone and there when used
 
 
@@ -142,11 +148,12 @@ def test_relative_imports_are_resolved():
 def test_runtime_uses_only_what_a_plain_installation_brings():
     plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires(DISTRIBUTION) or [] if "extra ==" not in line}
     allowed = plain | set(sys.stdlib_module_names) | {"sdst_runtime"}
+    more = {"tensorrt": ENGINES, "showing.py": SHOWS}
     found = {
         f"{path.name}, line {line}: {name}"
         for path in sources("sdst_runtime")
         for line, name in imports(path.read_text(), module_name("sdst_runtime", path))
-        if name.split(".")[0] not in (allowed | ENGINES if path.parent.name == "tensorrt" else allowed)
+        if name.split(".")[0] not in allowed | more.get(path.parent.name, set()) | more.get(path.name, set())
     }
 
     assert "numpy" in plain
@@ -267,7 +274,8 @@ def wheel(tmp_path_factory) -> set[str]:
     copy = place / "source"
     for room in ROOMS.values():
         shutil.copytree(room, copy / room.relative_to(ROOT), ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    shutil.copytree(ROOT / "plugins", copy / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "CMakeLists.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -298,6 +306,16 @@ def test_wheel_holds_package_data(wheel):
         wanted |= {f"{room}/{folder}/{path.name}" for path in (ROOMS[room] / folder).glob("*") if path.is_file()}
 
     assert wanted - wheel == set()
+
+
+def test_wheel_holds_the_sources_of_the_compiled_op(wheel):
+    folders = ("cmake", "dev", "include", "src", "tensorrt")
+    files = [path for folder in folders for path in (ROOT / "plugins" / folder).rglob("*") if path.is_file()]
+    shipped = {name for name in wheel if name.startswith("sdst/plugin_sources/")}
+
+    assert {f"sdst/plugin_sources/{path.relative_to(ROOT).as_posix()}" for path in files} <= shipped
+    assert "sdst/plugin_sources/CMakeLists.txt" in shipped
+    assert not any(name.startswith("sdst/plugin_sources/plugins/tests/") for name in shipped)
 
 
 def test_wheel_holds_the_rooms_and_nothing_else(wheel):
@@ -336,9 +354,23 @@ def test_every_folder_of_source_is_a_package():
 # ---------------------------------------------------------------- what an import costs
 
 
-@pytest.mark.parametrize("line", ["import sdst_runtime", "from sdst_runtime import Grounder", "import sdst.cli"])
+@pytest.mark.parametrize(
+    "line", ["import sdst_runtime", "from sdst_runtime import Grounder", "from sdst import Grounder", "import sdst.cli"]
+)
 def test_import_pulls_in_nothing_heavy(line):
     assert loaded_by(line) & HEAVY == set()
+
+
+def test_the_front_door_is_light():
+    assert loaded_by("import sdst, sdst_runtime") & {*HEAVY, "numpy", "tyro", "rich"} == set()
+
+
+def test_every_name_of_the_runtime_is_at_the_front_door():
+    import sdst
+    import sdst_runtime
+
+    assert sdst.__all__ == sdst_runtime.__all__
+    assert all(getattr(sdst, name) is getattr(sdst_runtime, name) for name in sdst.__all__)
 
 
 def test_grounding_loads_no_torch():

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from .errors import ContractError, InputError
-from .strict_json import parse_strict
+from .showing import SHOWN, Span, as_frame, as_html, draw
+from .strict_json import load_json, parse_strict
+from .tensor_files import read_arrays, write_arrays
 
 # Keys of the metadata that an ONNX file carries, and that a session gives of any model file.
 SPEC_KEY, KIND_KEY, PRECISION_KEY, STEPS_KEY = "sdst.spec", "sdst.kind", "sdst.precision", "sdst.steps"
@@ -78,7 +83,8 @@ class FeatureSpec:
                 )
 
 
-@dataclass(frozen=True)
+# Those that hold arrays are compared by identity (eq=False): arrays have no one answer to ==.
+@dataclass(frozen=True, eq=False)
 class VideoFeatures:
     """Pooled features of one video."""
 
@@ -91,6 +97,11 @@ class VideoFeatures:
 
     def __post_init__(self) -> None:
         _check(self.features, ("T", self.spec.layers, self.spec.video_width), "video features")
+
+    def __repr__(self) -> str:
+        T, K, V = self.features.shape
+        shape = f"{T} clips of {self.spec.clip_s:g} s, {K} layers of {V}, {self.features.dtype}"
+        return f"{type(self).__name__}({self.duration_s:.2f} s: {shape}, by {self.spec.backbone})"
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ class Window:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedVideo(VideoFeatures):
     """A video ready for questions: its features and what a head's projection made of them, window by window."""
 
@@ -115,8 +126,54 @@ class EncodedVideo(VideoFeatures):
     projection_sha256: str  # of the model that made them
     warnings: tuple[str, ...] = ()  # what was wrong with the file and what was done about it, a line each
 
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all. Raises InputError when `path` cannot be written."""
+        arrays = {"features": self.features} | {f"projected.{i}": array for i, array in enumerate(self.projected)}
+        write_arrays(
+            Path(path), arrays, spec=self.spec.to_json(), duration_s=json.dumps(self.duration_s), decoder=self.decoder,
+            windows=json.dumps([(window.start, window.stop) for window in self.windows]),
+            projection_sha256=self.projection_sha256, warnings=json.dumps(self.warnings),
+        )  # fmt: skip
 
-@dataclass(frozen=True)
+    @classmethod
+    def load(cls, path: str | Path, needed: FeatureSpec | None = None, projection_sha256: str = "") -> EncodedVideo:
+        """Read what `save` wrote; with `needed` and `projection_sha256` of a bundle, only what this bundle made.
+
+        A Grounder compares both too, when it is asked about the video. Raises InputError (missing, damaged, not such a
+        file) or ContractError naming the field that differs.
+        """
+        stated = ("spec", "duration_s", "decoder", "windows", "projection_sha256", "warnings")
+        mend = "encode the video again"
+        arrays, header = read_arrays(Path(path), stated, mend)
+        spec = FeatureSpec.from_json(header["spec"], path)
+        if needed is not None:
+            spec.require(needed, have=path, need="the bundle", exact=True, mend=mend)
+        if projection_sha256:
+            require_projection(path, header["projection_sha256"], projection_sha256)
+        try:
+            ends = [(int(start), int(stop)) for start, stop in load_json(header["windows"], f"{path}: windows:")]
+            video = cls(
+                arrays["features"], float(header["duration_s"]), spec, tuple(Window(*pair) for pair in ends),
+                tuple(arrays[f"projected.{i}"] for i in range(len(ends))), header["projection_sha256"],
+                tuple(str(line) for line in load_json(header["warnings"], f"{path}: warnings:")),
+                decoder=header["decoder"],
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: not an encoded video ({error!r}); {mend}") from error
+        _check_windows(video, path)
+        return video
+
+
+def require_projection(have: str | Path, made_with: str, needed: str) -> None:
+    """Raise ContractError unless both digests of a projection, hex SHA-256, are the same; `have` names the first."""
+    if made_with != needed:
+        raise ContractError(
+            f"{have} was made with the projection {made_with[:12]}, the bundle's is {needed[:12]} (projection_sha256);"
+            " encode the video with this bundle"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class TextFeatures:
     """Token features of one sentence, special tokens included."""
 
@@ -136,15 +193,65 @@ class Moment:
     end_s: float
     score: float  # 0..1
 
+    def __repr__(self) -> str:
+        return f"Moment({self.start_s:.2f} to {self.end_s:.2f} s, score {self.score:.3f})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Grounding:
-    """The answer to one query: moments by descending score, and a highlight value for each clip."""
+    """The answer to one query: moments by descending score, and a highlight value for each clip.
+
+    Iterating gives the moments, best first; in a notebook it shows itself as a table.
+    """
 
     query: str
     moments: tuple[Moment, ...]
     saliency: np.ndarray  # T, float32, cosine in -1..1
     clip_s: float
+
+    def __iter__(self) -> Iterator[Moment]:
+        return iter(self.moments)
+
+    def __repr__(self) -> str:
+        best = f"best {self.moments[0]!r}" if self.moments else "none"
+        clips = f"{len(self.saliency)} clips of {self.clip_s:g} s"
+        return f"Grounding({self.query!r}: {len(self.moments)} moments, {best}; {clips})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """One of the `results` of `sdst ground --json`: query, moments and saliency, as numbers that JSON has."""
+        moments = [dataclasses.asdict(moment) for moment in self.moments]
+        return {"query": self.query, "moments": moments, "saliency": [float(value) for value in self.saliency]}
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of the moments: start_s, end_s, score. Raises DependencyError where pandas is missing."""
+        return as_frame(self._spans())
+
+    def plot(self, axes: Any = None, top: int = SHOWN) -> Any:
+        """Draw saliency and the `top` best moments into matplotlib's `axes` (default: new ones), and return them.
+
+        Raises DependencyError where matplotlib is missing.
+        """
+        return draw(self.query, self._spans(), self.saliency, self.clip_s, axes, top)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.query, self._spans())
+
+    def _spans(self) -> list[Span]:
+        return [(moment.start_s, moment.end_s, moment.score) for moment in self.moments]
+
+
+def _check_windows(video: EncodedVideo, source: str | Path) -> None:
+    """Raise InputError unless the windows cover the clips, in order, and each has its projection."""
+    ends = [(window.start, window.stop) for window in video.windows]
+    covering = bool(ends) and (ends[0][0], ends[-1][1]) == (0, len(video.features))
+    covering &= all(start < stop for start, stop in ends)
+    covering &= all(a[0] < b[0] <= a[1] < b[1] for a, b in pairwise(ends))
+    fits = [len(array) for array in video.projected] == [window.clips for window in video.windows]
+    fits &= all(array.ndim == 3 and array.shape[1:] == video.projected[0].shape[1:] for array in video.projected)
+    if not covering or not fits or not 0 < video.duration_s < math.inf:
+        raise InputError(f"{source}: its windows, projections and duration do not fit together; encode the video again")
+    if not all(np.isfinite(array).all() for array in video.projected):
+        raise InputError(f"{source}: a projection holds NaN or infinity; encode the video again")
 
 
 def _check(array: np.ndarray, shape: tuple[int | str, ...], what: str) -> None:

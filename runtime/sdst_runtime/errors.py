@@ -55,3 +55,14 @@ def require_package(module: str, extra: str) -> ModuleType:
         raise DependencyError(
             f"{missing} is needed here and cannot be imported ({error}): {install_command(extra)}"
         ) from error
+
+
+def require_library(module: str) -> ModuleType:
+    """Import `module` of a package that this project never installs, or raise `DependencyError` with pip's line."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = (error.name or module).split(".")[0]
+        raise DependencyError(
+            f"{missing} is needed here and cannot be imported ({error}): run  pip install {missing}"
+        ) from error

@@ -145,6 +145,8 @@ def bad_videos(folder: Path, video: Path) -> dict[str, tuple[Path, str]]:
     import av
 
     folder.mkdir(exist_ok=True)
+    empty = folder / "empty"
+    empty.mkdir()
     (folder / "broken.mp4").write_bytes(video.read_bytes()[:500])
     (folder / "text.mp4").write_text("not a video\n" * 50)
     with av.open(str(folder / "sound.m4a"), "w", format="ipod") as container:
@@ -160,7 +162,7 @@ def bad_videos(folder: Path, video: Path) -> dict[str, tuple[Path, str]]:
         container.mux(stream.encode(None))
     return {
         "missing": (folder / "none.mp4", "no such video file"),
-        "folder": (folder, "is a directory"),
+        "folder": (empty, "no videos there"),
         "broken": (folder / "broken.mp4", "not a video"),
         "text": (folder / "text.mp4", "text.mp4"),
         "audio only": (folder / "sound.m4a", "no video stream (only audio in it)"),
@@ -298,10 +300,12 @@ def test_train_then_export_then_ground(capsys, dataset, exported, video, tmp_pat
     assert code == 0, err
     assert "best.safetensors: epoch 1" in out
     checkpoint = tmp_path / "run" / "best.safetensors"
+    assert err.splitlines()[-1] == f"next:  sdst export {checkpoint} --backbone BACKBONE --out BUNDLE"
     bundle = tmp_path / "bundle"
     command = ("export", checkpoint, "--backbone", exported.backbone_path, "--out", bundle, "--precision", "fp16")
     code, out, err = run(capsys, *command)
     assert (code, out.strip()) == (0, str(bundle)), err
+    assert err.splitlines()[-1] == f"next:  sdst ground VIDEO 'a sentence' --bundle {bundle}"
     stated = {name: open_session(bundle / f"{name}.onnx").metadata["sdst.precision"] for name in MODELS}
     assert stated == dict.fromkeys(MODELS, "fp16")
     code, out, _ = run(capsys, "ground", video, QUERY, "--bundle", bundle, "--json")
@@ -393,7 +397,11 @@ def test_score_names_the_query_that_is_wrong(capsys, tmp_path):
 
 
 def test_unknown_verb_and_bad_numbers(capsys, tmp_path):
-    assert "unknown command 'grond': expected one of ground," in fails(capsys, "grond")
+    line = fails(capsys, "groudn")
+    assert line == "error: unknown command 'groudn': did you mean  sdst ground? All commands:  sdst --help".replace(
+        "  ", " "
+    )
+    assert "unknown command 'xyzzy': expected one of ground, data check," in fails(capsys, "xyzzy")
     line = fails(capsys, "demo", "--out", tmp_path / "out", "--val-videos", 1)
     assert "two held-out videos" in line
     assert not (tmp_path / "out").exists()
@@ -403,3 +411,58 @@ def test_usage_error_is_exit_code_2(capsys, exported, video):
     code, _, err = run(capsys, "ground", video, QUERY)
     assert code == 2
     assert "--bundle" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["feature", "video"], "did you mean sdst features video?"),
+        (["features", "vido", "x"], "did you mean sdst features video?"),
+        (["calibrate", "audi"], "did you mean sdst calibrate audit?"),
+        (["calibrte"], "did you mean sdst calibrate?"),
+        (["features"], "unknown command 'features': expected one of features video, features text,"),
+        (
+            ["features", "--out", "x"],
+            "unknown command 'features --out': expected one of features video, features text,",
+        ),
+    ],
+)
+def test_a_mistyped_verb_gets_a_suggestion(capsys, words, says):
+    assert says in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("rest", [["--help"], ["-h"]])
+def test_a_group_lists_its_verbs(capsys, rest):
+    for group, verbs in {
+        "features": ["video", "text", "pack", "verify", "convert"],
+        "calibrate": ["ranges", "audit", "int8"],
+        "plugins": ["build", "info"],
+    }.items():
+        code, out, err = run(capsys, group, *rest)
+        assert (code, err) == (0, "")
+        assert [line.split()[:2] for line in out.splitlines()[2:]] == [[group, verb] for verb in verbs]
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [
+        ("score", "PREDICTIONS GROUND-TRUTH"),
+        ("calibrate audit", "SINGLE HALF"),
+        ("doctor", r"\[BUNDLE\]"),
+        ("parity", r"BUNDLE \[BUNDLE \.\.\.\]"),
+        ("export", "CHECKPOINT"),
+    ],
+)
+def test_help_names_the_positionals(capsys, verb, names):
+    import re
+
+    code, out, _ = run(capsys, *verb.split(), "--help")
+    assert code == 0
+    assert re.search(rf"^usage: sdst {verb} .*{names}", out)
+
+
+def test_the_older_name_of_out_is_understood(capsys, tmp_path):
+    files = score_files(tmp_path)
+    for name in ("--out", "--output"):
+        assert run(capsys, "score", *files, name, tmp_path / f"{name}.json")[0] == 0
+    assert (tmp_path / "--out.json").read_text() == (tmp_path / "--output.json").read_text()

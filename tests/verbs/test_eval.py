@@ -90,7 +90,7 @@ def measured(result: dict) -> dict[str, float]:
 def test_bundle_and_checkpoint_agree(capsys, world, tmp_path):
     files = [tmp_path / name for name in ("bundle.jsonl", "checkpoint.jsonl")]
     results = [
-        json.loads(sdst(capsys, "eval", model, "--data", world.config, "--predictions", file)[0])
+        json.loads(sdst(capsys, "eval", model, "--data", world.config, "--json", "--predictions", file)[0])
         for model, file in zip((world.bundle, world.checkpoint), files, strict=True)
     ]
 
@@ -108,11 +108,24 @@ def test_bundle_and_checkpoint_agree(capsys, world, tmp_path):
 
 def test_a_run_is_evaluated_on_its_own_data(capsys, world, tmp_path):
     output = tmp_path / "metrics.json"
-    out, err = sdst(capsys, "eval", world.run, "--unrounded", "--output", output, "--threads", 1)
-    by_file, _ = sdst(capsys, "eval", world.run / "best.safetensors", "--data", world.config, "--unrounded")
+    out, err = sdst(capsys, "eval", world.run, "--json", "--unrounded", "--output", output, "--threads", 1)
+    by_file, _ = sdst(capsys, "eval", world.run / "best.safetensors", "--data", world.config, "--json", "--unrounded")
 
     assert json.loads(out) == json.loads(by_file) == json.loads(output.read_text())
     assert err == ""
+
+
+def test_the_table_holds_the_numbers_of_the_json(capsys, world):
+    result = json.loads(sdst(capsys, "eval", world.run, "--json")[0])
+    table, _ = sdst(capsys, "eval", world.run)
+    rows = {cells[0]: cells[1:] for line in table.splitlines() if (cells := line.replace("│", " ").split())}
+
+    assert f"val: {QUERIES} queries, percent" in table
+    for name, value in measured(result).items():
+        if name.startswith(("MR-full-", "HL-")):
+            assert rows[name.removeprefix("MR-full-")][0] == f"{value:.2f}"
+    lengths = [result["brief"].get(f"MR-{length}-mAP") for length in ("full", "short", "middle", "long")]
+    assert rows["mAP"] == [f"{value:.2f}" for value in lengths if value is not None]
 
 
 def test_another_root(capsys, world, tmp_path):

@@ -71,7 +71,7 @@ def test_packed_features_are_the_loose_ones_and_both_are_sound(capsys, loose, an
         np.testing.assert_array_equal(store.video({"vid": vid}), video_of(vid))
     for directory in (loose, packed):
         code, out, err = run(capsys, "features", "verify", directory, "--annotations", annotated)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, f"next:  sdst train CONFIG --data.features {directory}\n")
         assert out.splitlines() == [
             f"{directory}: 4 videos, 40 clips, 3 sentences are sound",
             f"contract: {SPEC.to_json()}",

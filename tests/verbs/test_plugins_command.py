@@ -88,6 +88,26 @@ def test_build_then_break_then_mend(capsys, sources, tmp_path):
     assert run(capsys, "info", out / HOST)[0] == 0
 
 
+def test_build_of_an_installed_package(capsys, monkeypatch, tmp_path):
+    """The wheel's copy of the sources is enough, and nothing but the library is written beside them."""
+    require_tools()
+    shipped, cache = tmp_path / "site" / "sdst" / "plugin_sources", tmp_path / "cache"
+    shutil.copytree(ROOT / "plugins", shipped / "plugins", ignore=shutil.ignore_patterns("tests"))
+    shutil.copy(ROOT / "CMakeLists.txt", shipped)
+    monkeypatch.setattr(plugins, "_SHIPPED", shipped)
+    monkeypatch.setattr(plugins, "SOURCES", shipped)
+    monkeypatch.setenv("SDST_CACHE", str(cache))
+    before = sorted(shipped.rglob("*"))
+    code, _, progress = run(capsys, "build", "--host", "--out", tmp_path / "out", "--jobs", 1)
+    assert code == 0, progress
+    assert RdsaLibrary(tmp_path / "out" / HOST).info.device == "host"
+    assert sorted(shipped.rglob("*")) == before
+    first = plugins.build_folder()
+    assert [path.name for path in cache.iterdir()] == [first.name]
+    (shipped / "plugins" / "src" / "error.h").write_text("another version")
+    assert plugins.build_folder() != first
+
+
 def test_cmake_says_why_it_cannot_configure(capsys, sources, tmp_path):
     (sources / "CMakeLists.txt").write_text('message(FATAL_ERROR "this machine is too old")\n')
     code, _, progress = run(capsys, "build", "--host", "--out", tmp_path / "out")
@@ -123,7 +143,7 @@ def test_bad_options(capsys, sources, tmp_path, monkeypatch):
     line = fails(capsys, "build", "--tensorrt", tmp_path)
     assert line == f"error: --tensorrt {tmp_path}: expected a folder with NvInfer.h or include/NvInfer.h in it"
     monkeypatch.setattr(plugins, "SOURCES", tmp_path)
-    assert fails(capsys, "build").startswith(f"error: {tmp_path} holds no CMakeLists.txt: an installed package has no")
+    assert fails(capsys, "build").startswith(f"error: {tmp_path} holds no CMakeLists.txt: this installation lacks")
 
 
 def test_headers_are_found_where_installations_have_them(tmp_path):

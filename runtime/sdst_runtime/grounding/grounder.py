@@ -7,22 +7,27 @@ width, F width of the head, B rows of a batch, L tokens, X text width.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
-from ..contracts import EncodedVideo, Grounding, VideoFeatures
-from ..errors import ContractError, InputError
-from ..media.clips import decoder_name
-from ..media.workers import Ending, Piece, Unusable, decode_pieces
+from ..contracts import EncodedVideo, Grounding, VideoFeatures, require_projection
+from ..errors import InputError
+from ..media.clips import decoder_name, promised_clips
+from ..media.memory import NAME, FrameStream
+from ..media.workers import Ending, Piece, Unusable, decode_pieces, pieces_of
 from ..sessions.base import PROJECTED, ClosedAtEnd, Session
-from .bundle import TOKENIZER, Bundle
+from .bundle import DATA_SUFFIX, TOKENIZER, Bundle
 from .decode import decode
+from .inputs import Askable, OnProgress, Source, copied, counted, refusal, require_queries
+from .kept import KeptVideos
 from .tokenizer import Tokenizer
 from .windows import SMALLEST, merge, require_window, split
 
@@ -65,12 +70,16 @@ class Grounder(ClosedAtEnd):
     """Grounds sentences in videos with the models of one bundle. A context manager; closed at its end.
 
     Several threads may share one where the sessions may be shared, as those of ONNX Runtime and TensorRT may; nothing
-    of a video or a question is kept. `timings` holds the seconds of decode, vision and projection (a sample a video)
-    and of text and head (a sample a call of `ground`, `ground_batch` or `ground_many`).
+    of a video or a question is kept in memory. `timings` holds the seconds of decode, vision and projection (a sample a
+    video) and of text and head (a sample a call of `ground`, `ground_batch` or `ground_many`).
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, *, window_clips: int | None = None) -> None:
-        """See `load`."""
+    def __init__(
+        self, bundle: str | Path | Bundle, threads: int | None = None, *, window_clips: int | None = None,
+        cache: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        """See `load`, which does the same."""
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.bundle, self.spec = bundle, bundle.manifest.spec
         self.tokenizer = Tokenizer.from_file(bundle.directory / TOKENIZER)
         self.vision, self.text = (bundle.session(name, threads) for name in ("vision", "text"))
@@ -86,25 +95,82 @@ class Grounder(ClosedAtEnd):
             raise InputError(f"window: expected at most {most_clips} clips, which the head takes, got {window_clips}")
         require_window(self.window_clips)
         self._projection_sha256 = bundle.manifest.files[bundle.manifest.models["projection"]]
+        self.kept = None if cache is None else self._kept_in(Path(cache))
 
     @classmethod
-    def load(cls, bundle: str | Path, threads: int | None = None, *, window_clips: int | None = None) -> Grounder:
+    def load(
+        cls, bundle: str | Path, threads: int | None = None, *, window_clips: int | None = None,
+        cache: str | Path | None = None,
+    ) -> Grounder:  # fmt: skip
         """Open a bundle; `threads` for each model, default all cores.
 
         A video of more than `window_clips` clips is grounded in windows of that many. Default: a video longer than all
         that the model was trained on, in windows of their median length; where a bundle does not tell these, a video of
-        more clips than the head takes, in windows of as many. Raises InputError or ContractError when a file is
-        missing, changed or made under another contract, and DependencyError when a package is missing.
+        more clips than the head takes, in windows of as many. `cache`: a folder where encoded video files are kept; a
+        file of the same content is read from there. Raises InputError or ContractError when a file is missing, changed
+        or made under another contract, and DependencyError when a package is missing.
         """
-        return cls(Bundle.open(bundle), threads, window_clips=window_clips)
+        return cls(bundle, threads, window_clips=window_clips, cache=cache)
 
-    def encode(self, path: str | Path) -> EncodedVideo:
-        """A video file, ready for questions. Raises InputError when it cannot be decoded."""
-        return self.project(*self.see(path, self.decode(path)))
+    def encode(
+        self, video: Source, timestamps_s: Sequence[float] | np.ndarray | None = None, *,
+        on_progress: OnProgress | None = None,
+    ) -> EncodedVideo:  # fmt: skip
+        """A video ready for questions: of a path, a binary file object, or frames uint8 [N, H, W, 3] in RGB.
+
+        Each frame has its time in `timestamps_s`, seconds that rise; a file has none. A file object is read to its end
+        and copied to a temporary file. `on_progress` hears of (clips done, all clips as the file's header has it).
+        Raises InputError when the video cannot be decoded, or for anything else.
+        """
+        if isinstance(video, np.ndarray):
+            if timestamps_s is None:
+                raise InputError("timestamps_s: expected the time of each frame in seconds, got none")
+            pieces = pieces_of(0, FrameStream(video, timestamps_s, self.spec))
+            return self._encode(NAME, self._timed(pieces), 0, on_progress)
+        if timestamps_s is not None:
+            raise InputError("timestamps_s: expected with frames (uint8 [N, H, W, 3]) only, a file has its own")
+        if isinstance(video, str | os.PathLike):
+            return self._encode_file(Path(video), on_progress)
+        if not callable(getattr(video, "read", None)):
+            raise refusal(video)
+        with copied(video) as (path, name):
+            try:
+                encoded = self._encode_file(path, on_progress)
+            except InputError as error:
+                raise InputError(str(error).replace(str(path), name)) from error
+            return replace(encoded, warnings=tuple(line.replace(str(path), name) for line in encoded.warnings))
+
+    def _encode_file(self, path: Path, on_progress: OnProgress | None) -> EncodedVideo:
+        place = None if self.kept is None else self.kept.place(path)
+        encoded = None if self.kept is None else self.kept.find(place)
+        if encoded is None:
+            promised = promised_clips(path, self.spec) if on_progress is not None else 0
+            encoded = self._encode(path, self.decode(path), promised, on_progress)
+            encoded = encoded if self.kept is None else self.kept.keep(place, encoded)
+        return encoded
+
+    def _encode(
+        self, name: str | Path, pieces: Iterator[Piece | Unusable], promised: int, on_progress: OnProgress | None
+    ) -> EncodedVideo:
+        if on_progress is None:
+            return self.project(*self.see(name, pieces))
+        done = 0
+
+        def tell(clips: int) -> None:
+            nonlocal done
+            done += clips
+            on_progress(done, max(promised, done))
+
+        on_progress(0, promised)
+        encoded = self.project(*self.see(name, counted(pieces, tell)))
+        on_progress(len(encoded.features), len(encoded.features))
+        return encoded
 
     def decode(self, path: str | Path, video: int = 0) -> Iterator[Piece | Unusable]:
         """The clips of a video file, in pieces that carry the number `video`: the first step of `encode`."""
-        pieces = decode_pieces(video, Path(path), self.spec, threads=0)
+        return self._timed(decode_pieces(video, Path(path), self.spec, threads=0))
+
+    def _timed(self, pieces: Iterator[Piece | Unusable]) -> Iterator[Piece | Unusable]:
         with self.timings.call() as clock:
             while True:
                 with clock.stage("decode"):
@@ -150,26 +216,32 @@ class Grounder(ClosedAtEnd):
             tuple(warnings), decoder=video.decoder,
         )  # fmt: skip
 
-    def ground(self, video: VideoFeatures, query: str) -> Grounding:
-        """Moments and saliency for one sentence. Raises InputError for a sentence that cannot be used."""
-        return self.ground_batch(video, [query])[0]
+    @overload
+    def ground(self, video: Askable, query: str) -> Grounding: ...
 
-    def ground_batch(self, video: VideoFeatures, queries: Sequence[str]) -> list[Grounding]:
+    @overload
+    def ground(self, video: Askable, query: list[str] | tuple[str, ...]) -> list[Grounding]: ...
+
+    def ground(self, video: Askable, query: str | list[str] | tuple[str, ...]) -> Grounding | list[Grounding]:
+        """Moments and saliency for one sentence, or for each of a list. Raises what `ground_many` does.
+
+        A path or file object is encoded at every call, unless it is kept in `cache`: `encode` it once to ask again.
+        """
+        return self.ground_batch(video, [query])[0] if isinstance(query, str) else self.ground_batch(video, query)
+
+    def ground_batch(self, video: Askable, queries: Sequence[str]) -> list[Grounding]:
         """One answer a sentence, in order, computed together. Raises what `ground_many` does."""
         return self.ground_many([(video, queries)])[0]
 
-    def ground_many(self, jobs: Sequence[tuple[VideoFeatures, Sequence[str]]]) -> list[list[Grounding]]:
+    def ground_many(self, jobs: Sequence[tuple[Askable, Sequence[str]]]) -> list[list[Grounding]]:
         """For each video, in order, one answer a sentence, in order. Sentences of different videos share batches.
 
-        Memory beyond the videos and the answers is bounded. A video that is no EncodedVideo is projected first; encode
-        or `project` it yourself to ask again. Raises InputError for a sentence that cannot be used or an empty list,
-        ContractError for a video encoded with another bundle.
+        Memory beyond the videos and the answers is bounded. A video that is no EncodedVideo is encoded or projected
+        first; `encode` or `project` it yourself to ask again. Raises InputError for a video or sentence that cannot be
+        used or an empty list, ContractError for a video encoded with another bundle.
         """
         for _, queries in jobs:
-            if isinstance(queries, str):
-                raise InputError("queries: expected a list of sentences, got one; use ground() for one")
-            if not queries:
-                raise InputError("queries: expected a list with at least one sentence, got an empty one")
+            require_queries(queries)
         videos = [self._ready(video) for video, _ in jobs]
         questions = [_Question(video, query) for video, (_, queries) in zip(videos, jobs) for query in queries]
         order = sorted(range(len(questions)), key=lambda i: questions[i].video.windows[0].clips)
@@ -194,16 +266,20 @@ class Grounder(ClosedAtEnd):
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
-    def _ready(self, video: VideoFeatures) -> EncodedVideo:
+    def _ready(self, video: Askable) -> EncodedVideo:
         if not isinstance(video, EncodedVideo):
-            return self.project(video)
+            return self.project(video) if isinstance(video, VideoFeatures) else self.encode(video)
         video.spec.require(self.spec, have="the video features", need="the bundle")
-        if video.projection_sha256 != self._projection_sha256:
-            raise ContractError(
-                f"the encoded video was made with the projection {video.projection_sha256[:12]}, the bundle's is "
-                f"{self._projection_sha256[:12]}; encode the video with this bundle"
-            )
+        require_projection("the encoded video", video.projection_sha256, self._projection_sha256)
         return video
+
+    def _kept_in(self, directory: Path) -> KeptVideos:
+        manifest = self.bundle.manifest
+        models = [manifest.models[name] for name in ("vision", "projection")]
+        files = [name for model in models for name in (model, model + DATA_SUFFIX)]
+        made_with = {name: manifest.files[name] for name in files if name in manifest.files}
+        windows = {"windows": f"{self.window_clips} of more than {self.whole_clips}"}
+        return KeptVideos(directory, self.spec, self._projection_sha256, made_with | windows)
 
     def _answer(self, questions: Sequence[_Question], clock: Clock) -> list[Grounding]:
         """One answer a question, from one run of the text model and as many of the head as memory asks for."""

@@ -8,9 +8,10 @@ pieces of clips and the features of a few videos, whatever the number and length
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -20,6 +21,8 @@ from ..contracts import EncodedVideo, Grounding, VideoFeatures
 from ..errors import InputError
 from ..media.workers import Piece, Unusable
 from .grounder import Grounder
+from .inputs import counted
+from .kept import Place
 
 _PIECES = 2  # of clips that wait for the vision model
 _VIDEOS = 2  # whose features wait for the head
@@ -52,8 +55,13 @@ class FailedVideo:
     reason: str  # one line
 
 
-def ground_videos(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[GroundedVideo | FailedVideo]:
+def ground_videos(
+    grounder: Grounder, jobs: Iterable[Job], on_clips: Callable[[Path, int], None] = lambda path, clips: None
+) -> Iterator[GroundedVideo | FailedVideo]:
     """What came of each job, in order. `jobs` may be endless: another thread reads it, as far as it works ahead.
+
+    `on_clips` hears, from another thread, of a video and how many of its clips the vision model has done since. Videos
+    that the grounder keeps are not encoded again.
 
     A video or query that cannot be used is a FailedVideo and the next one follows; any other error is raised, that of a
     model that fails too. The threads end with the iterator: when it is exhausted, closed, or left by an error or
@@ -63,7 +71,7 @@ def ground_videos(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[GroundedV
     line = _Line()
     pieces, videos = Queue(_PIECES), Queue(_VIDEOS)
     line.start("sdst decode", _decoded(grounder, jobs), pieces, leave_s=_LEAVE_S)
-    line.start("sdst vision", _encoded(grounder, line.taken(pieces)), videos)
+    line.start("sdst vision", _encoded(grounder, line.taken(pieces), on_clips), videos)
     try:
         for video in line.taken(videos):
             yield video if isinstance(video, FailedVideo) else _ground(grounder, video)
@@ -74,39 +82,71 @@ def ground_videos(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[GroundedV
 def _ground(grounder: Grounder, encoded: _Encoded) -> GroundedVideo | FailedVideo:
     job = encoded.job
     try:
-        video = grounder.project(encoded.features, encoded.warnings)
+        video = _projected(grounder, encoded)
         answers = grounder.ground_batch(video, job.queries) if job.queries else []
     except InputError as error:
         return FailedVideo(job.path, str(error))
     return GroundedVideo(job.path, video, tuple(answers))
 
 
+def _projected(grounder: Grounder, encoded: _Encoded) -> EncodedVideo:
+    if isinstance(encoded.features, EncodedVideo):  # it was kept
+        return encoded.features
+    video = grounder.project(encoded.features, encoded.warnings)
+    return video if grounder.kept is None else grounder.kept.keep(encoded.place, video)
+
+
 # ---------------------------------------------------------------- in the threads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Encoded:
     """What the vision model made of a video."""
 
     job: Job
+    place: Place | None  # where it is to be kept
     features: VideoFeatures
     warnings: tuple[str, ...]
 
 
-def _decoded(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[tuple[Job, Piece | Unusable]]:
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A video that was encoded before."""
+
+    video: int
+    encoded: EncodedVideo
+
+
+@dataclass(frozen=True)
+class _Task:
+    job: Job
+    place: Place | None
+
+
+def _decoded(grounder: Grounder, jobs: Iterable[Job]) -> Iterator[tuple[_Task, Piece | Unusable | _Kept]]:
     for number, job in enumerate(jobs):
+        task = _Task(job, None if grounder.kept is None else grounder.kept.place(job.path))
+        encoded = None if grounder.kept is None else grounder.kept.find(task.place)
+        if encoded is not None:
+            yield task, _Kept(number, encoded)
+            continue
         for piece in grounder.decode(job.path, number):
-            yield job, piece
+            yield task, piece
 
 
 def _encoded(
-    grounder: Grounder, pieces: Iterator[tuple[Job, Piece | Unusable]]
-) -> Iterator[_Encoded | FailedVideo]:  # fmt: skip
+    grounder: Grounder, pieces: Iterator[tuple[_Task, Any]], on_clips: Callable[[Path, int], None]
+) -> Iterator[_Encoded | FailedVideo]:
     for _, of_one_video in groupby(pieces, lambda item: item[1].video):
-        first = next(of_one_video)
-        job = first[0]
+        task, first = next(of_one_video)
+        own = (piece for _, piece in chain([(task, first)], of_one_video))
+        job = task.job
+        if isinstance(first, _Kept):
+            yield _Encoded(job, None, first.encoded, ())
+            continue
         try:
-            yield _Encoded(job, *grounder.see(job.path, (piece for _, piece in chain([first], of_one_video))))
+            told = counted(own, partial(on_clips, job.path))
+            yield _Encoded(job, task.place, *grounder.see(job.path, told))
         except InputError as error:
             yield FailedVideo(job.path, str(error))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..contracts import FeatureSpec
 from ..errors import InputError, require_package
-from .frames import shown_frames
+from .frames import Shown, promised_s, shown_frames
 from .pictures import FILTERS, encode_jpeg, shown_aspect, upright_rgb
 
 VISION_BATCH = 16  # clips that are decoded at once, and that the vision model gets at once
@@ -69,6 +69,10 @@ class ClipStream:
         self._require_end()
         return self._clips
 
+    def _shown(self) -> Iterator[Shown]:
+        """Every frame in order; what a stream from elsewhere than a file replaces (memory.py)."""
+        return shown_frames(self.path, self.threads, self.warnings)
+
     def _require_end(self) -> None:
         if math.isnan(self._duration_s):
             raise RuntimeError(f"{self.path}: duration and clip count are known after the last batch is taken")
@@ -81,7 +85,7 @@ class ClipStream:
         clips = np.empty(shape, np.uint8)
         clip = sample = 0  # the next sample's clip and its place in the clip
 
-        for shown in shown_frames(self.path, self.threads, self.warnings):
+        for shown in self._shown():
             picture = None
             if shown.is_last:
                 self._duration_s = shown.end_s
@@ -108,6 +112,15 @@ def read_clips(path: str | Path, spec: FeatureSpec) -> tuple[np.ndarray, float]:
     """The whole video: (uint8 [T, F, S, S, 3], duration in seconds). Raises InputError when it cannot be used."""
     stream = ClipStream(path, spec)
     return np.concatenate(list(stream)), stream.duration_s
+
+
+def promised_clips(path: str | Path, spec: FeatureSpec) -> int:
+    """How many clips a file's header announces, 0 when it does not say: for progress, the decoder knows better.
+
+    Raises InputError when the file cannot be opened.
+    """
+    duration_s = promised_s(Path(path))
+    return clip_count(duration_s, spec.clip_s, spec.frames_per_clip) if 0 < duration_s < math.inf else 0
 
 
 def key_frames(path: str | Path, times_s: Sequence[float], height: int) -> list[bytes]:

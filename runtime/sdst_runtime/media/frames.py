@@ -82,10 +82,10 @@ def _shown(
         raise InputError(f"{path}: no frame of its video can be decoded; convert it again, e.g. to H.264 mp4")
     if clock.frames == 1:
         raise InputError(f"{path}: holds one frame only, a picture and no video; give a file with two frames or more")
-    end_s, promised_s = clock.end_s(getattr(waiting, "duration", 0) or 0), _promised_s(container, stream)
+    end_s, announced_s = clock.end_s(getattr(waiting, "duration", 0) or 0), _promised_s(container, stream)
     warnings.extend(f"{path}: {count} {what}" for what, count in clock.mended.items())
-    if promised_s - end_s > _PROMISE_S:
-        warnings.append(f"{path}: its header promises {promised_s:.1f} s, {end_s:.1f} s could be decoded and were used")
+    if announced_s - end_s > _PROMISE_S:
+        warnings.append(f"{path}: its header promises {announced_s:.1f} s, {end_s:.1f} s could be decoded and were used")
     yield Shown(waiting, end_s, True, aspect, display.crop)
 
 
@@ -142,6 +142,12 @@ def _packets(
             warnings.append(f"{path}: unreadable after {clock.last_s:.1f} s ({error})")
             return
     warnings.append(f"{path}: unreadable after {clock.last_s:.1f} s (streams appear without end)")
+
+
+def promised_s(path: Path) -> float:
+    """Seconds of video that a file's header announces, 0 when it does not say. Raises what `opened` and `film` do."""
+    with opened(path) as (container, _):
+        return _promised_s(container, film(path, container, [])) or (container.duration or 0) / 1e6
 
 
 def _promised_s(container: InputContainer, stream: VideoStream) -> float:

@@ -38,7 +38,7 @@ class Ending:
     source: str  # the file itself (`source_digest`)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """The next clips of a video; pieces of one video come in order, those of several mixed."""
 
@@ -83,7 +83,12 @@ def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> It
     """What is sent of one video, in order; `threads` are the decoder's (0: one a core)."""
     require_package("av", "")
     source = source_digest(path)  # before it is read: what is there later may be another file
-    stream, held = ClipStream(path, spec, threads=threads), None
+    return pieces_of(video, ClipStream(path, spec, threads=threads), source)
+
+
+def pieces_of(video: int, stream: ClipStream, source: str = "") -> Iterator[Piece | Unusable]:
+    """What is sent of a stream of clips, in order; `source` is the digest of its file."""
+    held = None
     try:
         for clips in stream:
             if held is not None:
@@ -93,7 +98,7 @@ def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> It
         yield Unusable(video, str(error))
         return
     except Exception as error:  # noqa: BLE001  foreign libraries, on bytes from anywhere: one video ends no others
-        yield Unusable(video, f"{path}: cannot be decoded ({error!r}); convert it to mp4")
+        yield Unusable(video, f"{stream.path}: cannot be decoded ({error!r}); convert it to mp4")
         return
     assert held is not None, "a video has at least one clip"
     yield Piece(video, held, Ending(stream.clips, stream.duration_s, tuple(stream.warnings), source))

@@ -219,8 +219,8 @@ def test_the_window_reaches_the_grounder(capsys, exported, files):
     ("text", "more", "says"),
     [
         ("\n", (), "no videos in it; expected the path of one on each line"),
-        (None, (), "cannot read"),
-        ("a.mp4\n", ("--report", "page.html"), "--report: expected one video, got a list of them"),
+        (None, (), "no such video file or folder; check the path"),
+        ("a.mp4\n", ("--report", "page.html"), "--report: expected one video, got a list, a folder or several (1)"),
     ],
 )
 def test_bad_lists(capsys, exported, tmp_path, text, more, says):
