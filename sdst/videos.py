@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from sdst_runtime.errors import InputError
+from sdst_runtime.text import read_lines
 
 LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
 SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
@@ -37,11 +38,7 @@ def find_videos(place: Path) -> dict[str, Path]:
 
 def read_list(path: Path) -> list[Path]:
     """The paths in a .txt file, one a line. Raises InputError when it cannot be read or is empty."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    videos = [Path(line.strip()) for line in lines if line.strip()]
+    videos = [Path(line.strip()) for line in read_lines(path) if line.strip()]
     if not videos:
         raise InputError(f"{path}: no videos in it; expected the path of one on each line")
     return videos

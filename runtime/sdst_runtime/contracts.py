@@ -7,15 +7,16 @@ the head. Time is in seconds.
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from . import bounds
 from .errors import ContractError, InputError
-from .strict_json import parse_strict
+from .strict_json import dump_json, parse_strict
 
 # Keys of the metadata that an ONNX file carries, and that a session gives of any model file.
 SPEC_KEY, KIND_KEY, PRECISION_KEY, STEPS_KEY = "sdst.spec", "sdst.kind", "sdst.precision", "sdst.steps"
@@ -47,9 +48,19 @@ class FeatureSpec:
     max_tokens: int  # special tokens included
     text_width: int  # X
 
+    def __post_init__(self) -> None:
+        """Raise InputError on a number that no features can have, naming the field."""
+        bounds.require("clip_s", self.clip_s, bounds.CLIP_S, "seconds")
+        for name in ("layers", "frames_per_clip", "max_tokens"):
+            bounds.require(name, getattr(self, name), bounds.COUNT)
+        for name in ("image_size", "video_width", "text_width"):
+            bounds.require(name, getattr(self, name), bounds.WIDTH)
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
+            raise InputError(f"mean, std: expected finite numbers, std not 0, got {self.mean} and {self.std}")
+
     def to_json(self) -> str:
         """One line of JSON, field order as declared."""
-        return json.dumps(dataclasses.asdict(self))
+        return dump_json(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> FeatureSpec:
@@ -89,6 +100,7 @@ class VideoFeatures:
     decoder: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
+        bounds.require("duration_s", self.duration_s, bounds.DURATION_S, "seconds")
         _check(self.features, ("T", self.spec.layers, self.spec.video_width), "video features")
 
 
@@ -144,6 +156,7 @@ class Grounding:
     moments: tuple[Moment, ...]
     saliency: np.ndarray  # T, float32, cosine in -1..1
     clip_s: float
+    unknown_words: tuple[str, ...] = ()  # of the query, that the text model does not know: the answer ignores them
 
 
 def _check(array: np.ndarray, shape: tuple[int | str, ...], what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdst_runtime.errors import ContractError, InputError, require_package
+from sdst_runtime.text import read_text
 
 
 def read_bert_tokenizer(path: Path, entries: int) -> str:
@@ -14,7 +15,7 @@ def read_bert_tokenizer(path: Path, entries: int) -> str:
     lower case and puts [CLS] and [SEP] around a sentence.
     """
     path = Path(path)
-    text = _from_vocabulary(path) if path.suffix == ".txt" else _read_text(path)
+    text = _from_vocabulary(path) if path.suffix == ".txt" else read_text(path)
     tokenizers = require_package("tokenizers", "")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -31,16 +32,9 @@ def read_bert_tokenizer(path: Path, entries: int) -> str:
     return text
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-
-
 def _from_vocabulary(path: Path) -> str:
     tokenizers = require_package("tokenizers", "")
-    words = _read_text(path).removesuffix("\n").split("\n")  # splitlines() would break at characters that are entries
+    words = read_text(path).removesuffix("\n").split("\n")  # splitlines() would break at characters that are entries
     missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word not in words]
     if missing:
         raise InputError(f"{path}: expected a vocab.txt of BERT, got one without {', '.join(missing)}")
