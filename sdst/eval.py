@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import tyro
@@ -12,6 +11,7 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.files import write_json, write_jsonl
 from sdst_runtime.metrics.postprocess import Postprocess
 from sdst_runtime.metrics.score import score
+from sdst_runtime.strict_json import dump_json
 
 from .models import data_of, has_windows, load_samples, open_model, predict_samples, say
 from .options import Flag
@@ -60,4 +60,4 @@ def evaluate_model(
     result = score(rows, samples, chosen, rounded=not unrounded)
     if output is not None:
         write_json(output, result)
-    print(json.dumps(result, indent=4))  # noqa: T201
+    print(dump_json(result, indent=4))  # noqa: T201

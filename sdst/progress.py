@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
+
+from .consoles import description, make_console
 
 
 def make_bar(console: Console | None = None) -> Progress:
     """A bar with its counts and the time that is left; it vanishes when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return progress_of(columns, console)
 
 
 def progress_of(columns: Sequence[ProgressColumn], console: Console | None = None) -> Progress:
     """A bar of these columns. Elsewhere than on a terminal it must not end in an empty line, as rich 14 lets it."""
-    console = console or Console(stderr=True)
+    console = console or make_console(stderr=True)
     shown = console.is_terminal
-    return Progress(*columns, console=console if shown else Console(quiet=True), transient=True, disable=not shown)
+    return Progress(*columns, console=console if shown else make_console(quiet=True), transient=True, disable=not shown)
 
 
 @contextmanager

@@ -43,6 +43,15 @@ def dump_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = Tru
         raise InputError(f"JSON has no number for {where}: what was computed is not finite") from error
 
 
+def nulls_for_nan(value: Any) -> Any:
+    """A report whose subject is what is not finite: null, as JSON has it, for each number that is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: nulls_for_nan(inner) for key, inner in value.items()}
+    return [nulls_for_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def _not_finite(value: Any, place: str = "") -> Iterator[str]:
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{place.removeprefix('.') or 'the value'} = {value}"

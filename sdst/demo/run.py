@@ -39,6 +39,7 @@ from sdst_train.model.sdst import in_both_units, parameter_count
 from sdst_train.model.torch_session import TorchSession
 from sdst_train.presets import PRESETS
 
+from ..consoles import make_console
 from ..panels import latency_rows, video_panel
 from ..progress import counted
 from ..training import train_with_progress
@@ -77,7 +78,7 @@ def demo(
             f"{train_videos}, {val_videos} and {epochs}"
         )
     make_directory(out)
-    stages = Stages(Console(stderr=True))
+    stages = Stages(make_console(stderr=True))
     with stages.timed("render", "videos") as on_done:
         render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
 
@@ -248,12 +249,12 @@ class Stages:
 
     def say(self, line: str) -> None:
         """Print a line under the stage's name."""
-        self.console.print(f"  {line}", highlight=False)
+        self.console.print(f"  {line}")
 
     @contextmanager
     def timed(self, name: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
         """Time a block. It gets a function (done, total) that moves a bar."""
-        self.console.print(f"[bold]{name}[/bold]")
+        self.console.print(name, style="bold")
         start = time.perf_counter()
         if unit:
             with counted(f"  {unit}", self.console) as on_done:
@@ -272,7 +273,7 @@ def show(console: Console, summary: dict[str, Any], out: Path) -> None:
     console.print(table)
     row = read_jsonl(out / "annotations" / "val.jsonl")[0]
     command = ("sdst", "ground", f"{out}/videos/{row['vid']}.mp4", row["query"], "--bundle", f"{out}/bundle")
-    console.print(f"trained parameters: {in_both_units(summary['parameters']['head'])}", highlight=False)
+    console.print(f"trained parameters: {in_both_units(summary['parameters']['head'])}")
     console.print(f"torch against ONNX Runtime: max abs error {summary['onnx_max_abs_error']:.1e}")
     line = f"{sum(summary['seconds'].values()):.0f} s in all. Look at {out}/report.html, or ask:"
-    console.print(line, f"\n  {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(line, f"\n  {shlex.join(command)}", soft_wrap=True)

@@ -32,9 +32,9 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")  # of Distributed
 
 
 def unwrapped(stored: Mapping[Any, Any]) -> dict[str, Any]:
-    """The state dict in what was stored, its names without the prefixes that wrappers of a model give to all of them."""
-    while inner := next((stored[key] for key in _HOLDERS if isinstance(stored.get(key), dict)), None):
-        stored = inner
+    """The state dict in what was stored, its names without the prefixes that wrappers of a model give to all."""
+    for _ in _HOLDERS:  # nested in each other at most
+        stored = next((stored[key] for key in _HOLDERS if isinstance(stored.get(key), dict)), stored)
     names = {str(name): value for name, value in stored.items()}
     while prefix := next((prefix for prefix in _PREFIXES if names and all(map(_begins(prefix), names))), None):
         names = {name.removeprefix(prefix): value for name, value in names.items()}

@@ -62,8 +62,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         if _is_torch_save(path):
             raise InputError(
-                f"{path}: expected a checkpoint that  sdst train  wrote, got a file of torch.save, which lacks the config "
-                "and the contract; give RUN/best.safetensors, or for a released backbone  sdst convert-backbone"
+                f"{path}: expected a checkpoint that  sdst train  wrote, got a file of torch.save without the "
+                "config and the contract; give RUN/best.safetensors, or for a released backbone  sdst convert-backbone"
             ) from error
         raise InputError(f"{path}: not a readable checkpoint ({error}); use another or train again") from error
     header = unpack_header(metadata, ("config", "spec", "epoch", "metrics"), path)

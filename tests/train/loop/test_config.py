@@ -11,7 +11,8 @@ from typing import get_args
 import pytest
 
 from sdst.cli import main
-from sdst.options import data_options, load_config, parse_options
+from sdst.data import check_options
+from sdst.options import load_config, parse_options
 from sdst.train import NewRun
 from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.errors import ContractError, InputError
@@ -88,9 +89,7 @@ def test_any_field_is_an_option():
         data=dataclasses.replace(base.data, root="D"),
         loss=dataclasses.replace(base.loss, overlap="giou"),
     )
-    assert data_options(["tacos", "--root", "D"], "sdst data check") == dataclasses.replace(
-        PRESETS["tacos"].data, root="D"
-    )
+    assert check_options(["tacos", "--root", "D"]).data == dataclasses.replace(PRESETS["tacos"].data, root="D")
 
 
 @pytest.mark.parametrize(
