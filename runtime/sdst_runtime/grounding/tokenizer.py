@@ -84,17 +84,16 @@ class Tokenizer:
         return tuple(dict.fromkeys(words))
 
     def knows(self, query: str) -> bool:
-        """Whether a sentence has a word that the vocabulary knows, or none that it lacks."""
-        words = self._words(query)
-        return not words or any(is_known for _, is_known in words)
+        """Whether a sentence has a word that the vocabulary knows."""
+        return any(is_known and any(map(str.isalnum, word)) for word, is_known in self._words(query))
 
     def require_known(self, query: str) -> None:
         """Raise InputError for a sentence of which the vocabulary knows no word: any answer to it would be made up."""
         if not self.knows(query):
-            unknown = ", ".join(map(repr, self.unknown_words(query)))
+            unknown = ", ".join(map(repr, self.unknown_words(query))) or f"only marks, {_short(query)!r}"
             raise InputError(
-                f"query has no word that the model knows: {_short(unknown, 200)}; use words of the language and the "
-                "vocabulary that its text model was trained with"
+                f"query has no word that the model knows, got {_short(unknown, 200)}; use words of the language and "
+                "the vocabulary that its text model was trained with"
             )
 
     def _words(self, query: str) -> list[tuple[str, bool]]:
