@@ -52,7 +52,7 @@ def offsets(
     write_bytes(picture, draw(recorded))
     numbers = picture.with_suffix(".json")
     write_json(numbers, {"split": split, "unit": "half-widths of the moment; outside in percent", "runs": summary})
-    make_console().print(f"picture: {picture}, numbers: {numbers}", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(f"picture: {picture}, numbers: {numbers}", soft_wrap=True)
 
 
 def _record(run: Path, split: SplitName) -> Offsets:

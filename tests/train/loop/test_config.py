@@ -56,7 +56,7 @@ def test_a_partial_config_keeps_the_defaults(tmp_path):
         ('{"model": {"width": 30}}', "its config does not fit: model.width: expected a multiple of heads"),
         ('{"patience": -1}', "its config does not fit: patience: expected at least 0, got -1"),
         ('{"ema_decay": 1.0}', "ema_decay: expected 0 <= decay < 1, got 1.0"),
-        ('{"data": {"clip_s": 0}}', "data.clip_s: expected a positive number"),
+        ('{"data": {"clip_s": 0}}', "data.clip_s: expected at least 0.01 seconds, got 0.0"),
         ('{"seed": -1}', "seed: expected at least 0, got -1"),
         ('{"weight_decay": -0.1}', "weight_decay: expected at least 0, got -0.1"),
         ('{"loss": {"temperature": 0}}', "loss.temperature: expected a positive number, got 0"),
