@@ -23,7 +23,7 @@ from rich.table import Table
 
 from sdst_calib.parity.measure import max_abs_error
 from sdst_export.bundle import export_bundle
-from sdst_runtime import Grounder
+from sdst_runtime import Grounder, bounds
 from sdst_runtime.data.dataset import Sample, batches_by_length, load_split, pad_inputs
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import make_directory, read_jsonl, write_json, write_jsonl
@@ -78,6 +78,7 @@ def demo(
             f"{train_videos}, {val_videos} and {epochs}"
         )
     make_directory(out)
+    bounds.require("seed", seed, bounds.SEED)
     stages = Stages(make_console(stderr=True))
     with stages.timed("render", "videos") as on_done:
         render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
