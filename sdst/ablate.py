@@ -14,7 +14,6 @@ from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from sdst_runtime.data.config import DataConfig
@@ -33,6 +32,7 @@ from sdst_train.study.ablation_report import (
     write_tables,
 )
 
+from .consoles import make_console
 from .options import parse_options, take_config_name
 from .progress import make_bar
 from .training import load_with_progress, prepare_data
@@ -78,7 +78,7 @@ class _Work:
 
     def __init__(self, out: Path, runs: Sequence[Run], command: str, base: str) -> None:
         self.out, self.runs, self.command, self.base = out, runs, command, base
-        self.console = Console(stderr=True)
+        self.console = make_console(stderr=True)
         self.splits: dict[DataConfig, tuple[Split, Split]] = {}
         self.failed: list[str] = []
 
@@ -137,12 +137,12 @@ class _Work:
         return self.splits[data]
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
 
 def _print_whole(table: Table) -> None:
     """Print it at its full width, for names that are cut say nothing."""
-    console = Console()
+    console = make_console()
     console.width = max(console.width, console.measure(table, options=console.options.update(width=500)).maximum)
     console.print(table)
 

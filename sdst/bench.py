@@ -32,6 +32,7 @@ from sdst_runtime.machine import clocks, gpus, load, load_warning, machine_facts
 from sdst_runtime.media.clips import ClipStream
 
 from .bench_variants import HEAD_ONLY, Candidate, candidates, footprint, open_candidate, parse_kinds, vocabulary_of
+from .consoles import make_console
 from .progress import counted
 
 NO_VIDEO = "give --video FILE"
@@ -210,17 +211,16 @@ def _machine(threads: int | None) -> tuple[tuple[str, str], ...]:
 
 def _print(result: Benchmark) -> None:
     """The numbers, for a person."""
-    from rich.console import Console
 
-    console = Console(width=max(Console().width, 120))  # a table that is cut has no numbers
+    console = make_console(width=max(make_console().width, 120))  # a table that is cut has no numbers
     console.print(_timing_table(result))
     console.print(_other_tables(result))
     for name, what in result.variants.items():
-        console.print(f"{name}: {what}", highlight=False, markup=False)
+        console.print(f"{name}: {what}")
     for line in (*_failures(result), *result.warnings):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     facts = [*result.machine, *((f"clocks {when}", value) for when, value in result.clocks)]
-    console.print(", ".join(f"{name} {value}" for name, value in facts), highlight=False, markup=False)
+    console.print(", ".join(f"{name} {value}" for name, value in facts))
 
 
 def _failures(result: Benchmark) -> list[str]:

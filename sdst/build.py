@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from sdst_export.engine.build import EngineOptions
 from sdst_export.engine.engine_bundle import build_bundle
@@ -15,6 +15,7 @@ from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.sessions.tensorrt.compat import load_tensorrt
 from sdst_runtime.sessions.tensorrt.pycuda_device import open_pycuda_device
 
+from .consoles import description
 from .next_step import advise
 from .progress import progress_of
 
@@ -57,5 +58,5 @@ def build(
 
 def _bar() -> Progress:
     """Lines of TensorRT's phases; they vanish as the phases end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (description(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return progress_of(columns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ import torch
 import tyro
 
 from sdst_runtime.errors import InputError
+from sdst_runtime.strict_json import dump_json
 from sdst_train.backbone.release import VARIANTS, load_internvideo2
 from sdst_train.backbone.tokenizer import read_bert_tokenizer
 from sdst_train.backbone.towers import save_backbone
@@ -59,7 +59,7 @@ def convert_backbone(
     _tell(f"writing {out} in {dtype}")
     spec = save_backbone(out, release.vision, release.text, release.spec, tokenizer_json, DTYPES[dtype])
     summary = {"path": str(out), "sha256": spec.backbone_sha256, "spec": dataclasses.asdict(spec)}
-    print(json.dumps(summary, indent=4))  # noqa: T201
+    print(dump_json(summary, indent=4))  # noqa: T201
     advise("sdst", "features", "video", "VIDEOS", "--backbone", out, "--out", "FEATURES")
 
 

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
+from sdst_runtime.data.annotations import read_queries
 from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.data.dataset import Inspection, Spread, inspect_split, load_split
 from sdst_runtime.errors import InputError
+from sdst_runtime.grounding.tokenizer import Tokenizer, count_unknown
 from sdst_runtime.metrics.score import metric_names
+from sdst_train.backbone.tokenizer import open_tokenizer
 
+from .consoles import make_console
 from .next_step import advise
-from .options import data_options
+from .options import load_config, take_config_name
 
+_VERB = "sdst data check"
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 def check(arguments: list[str]) -> None:
     """`CONFIG [--root DIR ...]`: look at a data set. Raises InputError when it has problems, which are printed."""
-    data = data_options(arguments, prog="sdst data check")
-    check_data(data)
-    advise("sdst", "train", arguments[0], "--data.root", data.root)
+    options = check_options(arguments)
+    check_data(options.data, options.tokenizer)
+    advise("sdst", "train", arguments[0], "--data.root", options.data.root)
 
 
-def check_data(data: DataConfig) -> None:
-    """Print what each split holds, what is mended, and every problem. Raises InputError when there is any."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+def check_options(arguments: list[str]) -> CheckOptions:
+    """The data part of a config with its fields overridden, and what else the verb takes."""
+    name, rest = take_config_name(arguments, _VERB)
+    return tyro.cli(CheckOptions, args=rest, prog=f"{_VERB} {name}", default=CheckOptions(load_config(name).data))
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What `sdst data check` takes behind the name of its config."""
+
+    data: tyro.conf.OmitArgPrefixes[DataConfig]
+    tokenizer: Path | None = None
+    """Count words that the text model does not know, with a bundle, a backbone file, tokenizer.json or vocab.txt."""
+
+
+def check_data(data: DataConfig, tokenizer: Path | None = None) -> None:
+    """Print what each split holds, what is mended, and every problem; with a `tokenizer` its unknown words.
+
+    Raises InputError when there is any.
+    """
+    console = make_console(soft_wrap=True)
     # a test split may be released without its windows
     present: list[SplitName] = [name for name in SPLITS if getattr(data, name)]
     inspections = {name: inspect_split(data, name, labelled=name != "test") for name in present}
@@ -40,6 +67,7 @@ def check_data(data: DataConfig) -> None:
     for name, inspection in inspections.items():
         for line in inspection.repairs.lines():
             console.print(f"{name}: {line}")
+    _show_unknown(data, present, tokenizer, console)
     problems = [f"{name}: {line}" for name, inspection in inspections.items() for line in inspection.problems]
     problems = problems or [
         f"{name}: {line}" for name in present if name != "train" for line in _unscorable(data, name)
@@ -50,6 +78,18 @@ def check_data(data: DataConfig) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"{count} in the data under {data.root}; mend what is listed on stdout")
     console.print("all is well")
+
+
+def _show_unknown(data: DataConfig, splits: Sequence[SplitName], source: Path | None, console: Console) -> None:
+    if source is None:
+        console.print("unknown words: not counted; give --tokenizer, a bundle, a backbone or its tokenizer.json")
+        return
+    tokenizer = Tokenizer.from_text(open_tokenizer(source), source)
+    for name in splits:
+        with suppress(InputError):  # a file that cannot be read is among the problems
+            sentences = [query.query for query in read_queries(data.annotations(name))]
+            lines = count_unknown(tokenizer, sentences).lines()
+            console.print(f"{name}: {lines[0] if lines else 'the text model knows every word'}")
 
 
 def _unscorable(data: DataConfig, name: SplitName) -> list[str]:

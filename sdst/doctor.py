@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,11 @@ from sdst_runtime.doctor.gpu import RunOnCuda
 from sdst_runtime.doctor.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs
 from sdst_runtime.errors import PartialFailure
 from sdst_runtime.sessions.plugin_library import RdsaLibrary
+from sdst_runtime.strict_json import dump_json
 
-_SHOWN = {"fine": "[green]fine[/green]", "absent": "[yellow]absent[/yellow]", "fault": "[red]fault[/red]"}
+from .consoles import make_console
+
+_STYLES = {"fine": "green", "absent": "yellow", "fault": "red"}
 
 
 def doctor(
@@ -36,7 +38,7 @@ def doctor(
     found = examine(bundle, torch_runner())
     if json:
         checks = [dataclasses.asdict(check) for check in found.checks]
-        print(json_module.dumps({"works": not found.faults, "checks": checks}, indent=2))  # noqa: T201
+        print(dump_json({"works": not found.faults, "checks": checks}, indent=2))  # noqa: T201
     else:
         print_table(found)
     if found.faults:
@@ -65,15 +67,16 @@ def torch_runner() -> RunOnCuda | None:
 
 def print_table(found: Examination) -> None:
     """One line a check; what mends it stands below."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    console = make_console()
     table = Table()
     for name in ("part", "state", "found, and what to do"):
         table.add_column(name, overflow="fold")
     for check in found.checks:
-        told = escape(check.found) + (f"\n[bold]{escape(check.mend)}[/bold]" if check.mend else "")
-        table.add_row(escape(check.name), _SHOWN[check.state], told)
+        told = Text(check.found)
+        if check.mend:
+            told.append(f"\n{check.mend}", "bold")
+        table.add_row(check.name, Text(check.state, _STYLES[check.state]), told)
     console.print(table)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from sdst_runtime.data.config import SplitName
@@ -17,7 +15,9 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.files import write_json, write_jsonl
 from sdst_runtime.metrics.postprocess import Postprocess
 from sdst_runtime.metrics.score import score
+from sdst_runtime.strict_json import dump_json
 
+from .consoles import make_console
 from .models import data_of, has_windows, load_samples, open_model, predict_samples, say
 from .options import Flag
 
@@ -70,9 +70,9 @@ def evaluate_model(
     if out is not None:
         write_json(out, result)
     if json:
-        print(json_module.dumps(result, indent=4))  # noqa: T201
+        print(dump_json(result, indent=4))  # noqa: T201
     else:
-        Console(width=100 if not sys.stdout.isatty() else None).print(
+        make_console(width=100 if not sys.stdout.isatty() else None).print(
             metrics_table(result, split, len(rows), unrounded)
         )
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from sdst_export.bundle import export_bundle
 from sdst_export.half import Precision
@@ -16,6 +15,7 @@ from sdst_runtime.errors import InputError
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.loop.checkpoint import load_checkpoint
 
+from .consoles import make_console
 from .next_step import advise
 
 
@@ -41,6 +41,6 @@ def export(
     keep = NOTHING_KEPT if keep_fp32 is None else read_keep(keep_fp32)
     trained, towers = load_checkpoint(checkpoint), load_backbone(backbone)
     bundle, report = export_bundle(trained, towers, out, lambda line: print(line, file=sys.stderr), precision, keep)  # noqa: T201
-    Console(stderr=True).print(report_table(report))
+    make_console(stderr=True).print(report_table(report))
     print(bundle.directory)  # noqa: T201
     advise("sdst", "ground", "VIDEO", "a sentence", "--bundle", bundle.directory)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
 
+from sdst_runtime import bounds
 from sdst_runtime.data.annotations import read_queries
 from sdst_runtime.errors import InputError, PartialFailure
+from sdst_runtime.grounding.tokenizer import count_unknown
 from sdst_runtime.machine import DeviceChoice
 from sdst_train.backbone.feature_run import FAILURES, Progress, extract_sentences, extract_videos
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.backbone.vision import Pool
 from sdst_train.loop.device import DTYPES, Precision, choose_device, choose_precision
 
+from .consoles import make_console
 from .next_step import advise
 from .progress import make_bar
 from .videos import find_videos
@@ -53,6 +56,9 @@ def video(
         precision: Of matrix products; auto: bf16 on a GPU, fp32 on a CPU.
         dtype: Of the new files.
     """
+    bounds.require("batch", batch, bounds.BATCH)
+    if workers is not None:
+        bounds.require("workers", workers, (1, bounds.WORKERS))
     files = find_videos(videos)
     place = choose_device(device)
     tower = load_backbone(backbone, pool).vision.to(place)
@@ -105,6 +111,8 @@ def text(
             queries, towers, out, batch_size=batch, precision=DTYPES[choose_precision(precision, place)], dtype=dtype,
             on_progress=display.show,
         )  # fmt: skip
+    for line in count_unknown(towers.tokenizer(), queries).lines():
+        print(f"warning: {line}", file=sys.stderr)  # noqa: T201
     print(  # noqa: T201
         f"{out / 'text'}: distinct sentences of {len(queries)} queries: {result.made} made, {result.kept} kept"
     )
@@ -115,7 +123,7 @@ class _Display:
     """A bar with the rate on a terminal, a line a minute elsewhere."""
 
     def __init__(self, title: str, unit: str) -> None:
-        self._console = Console(stderr=True)
+        self._console = make_console(stderr=True)
         self._bar, self._title, self._unit = make_bar(self._console), title, unit
 
     def __enter__(self) -> _Display:
@@ -132,7 +140,7 @@ class _Display:
         return time.monotonic() - self._began_s
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
         count = progress.clips if self._unit == "clips" else progress.done

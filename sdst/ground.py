@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,10 @@ from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
 from sdst_runtime.machine import load_warning, machine_facts, usable_cores
 from sdst_runtime.pages.panels import QueryPanel
 from sdst_runtime.pages.report import Report, write_report
+from sdst_runtime.strict_json import dump_json
 
 from .asked import videos_and_sentences
+from .consoles import make_console
 from .panels import latency_rows, video_panel
 from .progress import Told, told
 
@@ -74,7 +75,7 @@ def ground(
         threads = max(1, usable_cores() - 1)
     with Grounder.load(bundle, threads, window_clips=window, cache=cache) as grounder:
         for sentence in queries:  # refuse a bad one before a video is decoded
-            grounder.tokenizer.encode(sentence, grounder.spec.max_tokens)
+            grounder.check(sentence)
         if many:
             ground_each(grounder, videos, queries, json, top)
             return
@@ -121,12 +122,20 @@ class _ClipsOf:
 
 def print_answers(video: Path, encoded: EncodedVideo, answers: Sequence[Grounding], json: bool, top: int) -> None:
     """A line of JSON or a table on stdout; on stderr what was wrong with the file."""
-    for warning in encoded.warnings:
+    for warning in (*encoded.warnings, *unknown_words(answers)):
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
     if json:
-        print(json_module.dumps(as_json(video, encoded, answers)), flush=True)  # noqa: T201
+        print(dump_json(as_json(video, encoded, answers)), flush=True)  # noqa: T201
     else:
         print_table(video, encoded, answers, top)
+
+
+def unknown_words(answers: Sequence[Grounding]) -> list[str]:
+    """What the model does not know of each sentence, a line each; of most sentences nothing."""
+    return [
+        f"the model does not know {', '.join(map(repr, answer.unknown_words))} and answered {answer.query!r} without"
+        for answer in answers if answer.unknown_words
+    ]  # fmt: skip
 
 
 def as_json(video: Path, features: VideoFeatures, answers: Sequence[Grounding]) -> dict[str, Any]:
@@ -141,14 +150,13 @@ def as_json(video: Path, features: VideoFeatures, answers: Sequence[Grounding]) 
 
 def print_table(video: Path, features: VideoFeatures, answers: Sequence[Grounding], top: int) -> None:
     """The best moments of each sentence, for a person."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
-    console.print(f"{escape(str(video))}  {features.duration_s:.2f} s, {len(features.features)} clips")
+    console = make_console()
+    console.print(f"{video}  {features.duration_s:.2f} s, {len(features.features)} clips")
     for answer in answers:
-        console.print(f"\n[bold]{escape(answer.query)}[/bold]")
+        console.print()
+        console.print(answer.query, style="bold")
         table = Table()
         for column in ("start s", "end s", "score"):
             table.add_column(column, justify="right")
@@ -170,5 +178,5 @@ def single_report(
         machine=machine_facts(),
         facts=(("bundle", str(grounder.bundle.directory)), ("backbone", features.spec.backbone)),
         warnings=(load,) if load else (),
-        notes=features.warnings,
+        notes=(*features.warnings, *unknown_words(answers)),
     )

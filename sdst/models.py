@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdst_runtime import bounds
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.data.annotations import Row
 from sdst_runtime.data.config import DataConfig, SplitName
@@ -87,9 +88,8 @@ def _open_checkpoint(path: Path, threads: int | None) -> OpenedModel:
     sessions: Any = require_package("sdst_train.model.torch_session", "train")
     devices: Any = require_package("sdst_train.loop.device", "train")
     torch: Any = require_package("torch", "train")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: expected at least 1, got {threads}")
     if threads is not None:
+        bounds.require("threads", threads, bounds.THREADS)
         torch.set_num_threads(threads)
     checkpoint = checkpoints.load_checkpoint(path)
     session = sessions.TorchSession(checkpoint.model.to(devices.choose_device("auto")))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from sdst_runtime.data.config import SplitName
@@ -18,6 +17,7 @@ from sdst_runtime.files import write_bytes, write_json
 from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.study.offsets import Offsets, Spread, StepSpread, draw, record_offsets, tabulate
 
+from .consoles import make_console
 from .models import BEST
 from .progress import counted
 
@@ -47,12 +47,12 @@ def offsets(
         offset_run = _record(run, split)
         recorded[_label(run, runs)] = offset_run
         table = tabulate(offset_run)
-        Console().print(_table(run, split, table))
+        make_console().print(_table(run, split, table))
         summary.append(_numbers(run, offset_run, table))
     write_bytes(picture, draw(recorded))
     numbers = picture.with_suffix(".json")
     write_json(numbers, {"split": split, "unit": "half-widths of the moment; outside in percent", "runs": summary})
-    Console().print(f"picture: {picture}, numbers: {numbers}", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(f"picture: {picture}, numbers: {numbers}", soft_wrap=True)
 
 
 def _record(run: Path, split: SplitName) -> Offsets:

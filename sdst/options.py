@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from sdst_runtime.data.config import DataConfig
 from sdst_runtime.errors import InputError
 from sdst_train.config import TrainConfig, parse_config
 from sdst_train.presets import PRESETS
@@ -29,12 +28,6 @@ def load_config(name: str) -> TrainConfig:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{name}: expected one of {', '.join(PRESETS)} or a config.json{hint}")
     return parse_config(path.read_bytes(), path)
-
-
-def data_options(arguments: list[str], prog: str) -> DataConfig:
-    """`CONFIG [--root DIR ...]`: the data part of a config with its fields overridden."""
-    name, rest = take_config_name(arguments, prog)
-    return tyro.cli(DataConfig, args=rest, prog=f"{prog} {name}", default=load_config(name).data)
 
 
 def parse_options(options: type[Options], name: str, rest: list[str], prog: str, **defaults: Any) -> Options:

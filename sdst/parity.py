@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from sdst_calib.parity.layers import LayerReport, compare_layers
@@ -27,6 +26,7 @@ from sdst_runtime.grounding.bundle import MANIFEST, Bundle
 from sdst_runtime.machine import machine_facts
 from sdst_runtime.sessions.base import GROUNDING_MODELS
 
+from .consoles import make_console
 from .models import BEST, OpenedModel, data_of, has_windows, load_samples, open_model
 from .options import Flag
 from .progress import counted
@@ -232,7 +232,7 @@ def _reference_graphs(path: Path) -> Iterator[dict[str, Path]]:
 
 
 def _print(measured: Parity, reports: dict[str, LayerReport]) -> None:
-    console = Console(soft_wrap=True)
+    console = make_console(soft_wrap=True)
     table = Table("against " + measured.reference, *(candidate.name for candidate in measured.candidates))
     columns = [_cells(measured, candidate) for candidate in measured.candidates]
     for name in dict.fromkeys(name for cells in columns for name in cells):
@@ -243,7 +243,7 @@ def _print(measured: Parity, reports: dict[str, LayerReport]) -> None:
         where = "none" if first is None else f"{first.tensor}, made by {first.node} in the {first.graph}"
         below = f"first of {len(report.layers)} tensors below {report.least_snr_db:g} dB"
         apart = f"; {len(report.unmatched)} without a twin, not compared" if report.unmatched else ""
-        console.print(f"{name}: {below}: {where}{apart}", markup=False)
+        console.print(f"{name}: {below}: {where}{apart}")
 
 
 def _cells(measured: Parity, candidate: CandidateParity) -> dict[str, str]:

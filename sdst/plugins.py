@@ -30,6 +30,7 @@ from sdst_runtime.sessions.plugin_library import (
     search_places,
 )
 
+from .consoles import make_console
 from .next_step import advise
 
 _SHIPPED = Path(__file__).parent / "plugin_sources"  # setup.py puts them into the wheel
@@ -106,7 +107,7 @@ def build(
         _require_wanted(made, device, needs_tensorrt=bool(options))
         place = (out or PACKAGE_FOLDER).absolute() / LIBRARIES[device]
         copy_file(made.path, place)
-    Console().print(_facts(RdsaLibrary(place).info))
+    make_console().print(_facts(RdsaLibrary(place).info))
     advise(*(("sdst", "doctor") if out is None else ("sdst", "plugins", "info", place)))
 
 
@@ -117,14 +118,14 @@ def info(file: tyro.conf.Positional[Path | None] = None, /) -> None:
         file: A library to show instead.
     """
     if file is not None:
-        Console().print(_facts(RdsaLibrary(file).info))
+        make_console().print(_facts(RdsaLibrary(file).info))
         return
     places = {place.path: place for device in LIBRARIES for place in search_places(device)}.values()
     found = [_look(place) for place in places]
-    Console().print(_places_table(found))
+    make_console().print(_places_table(found))
     for one in found:
         if one.info:
-            Console().print(_facts(one.info))
+            make_console().print(_facts(one.info))
     for one in found:
         if one.fault:
             raise one.fault
@@ -210,7 +211,7 @@ def _require_wanted(made: PluginInfo, device: PluginDevice, needs_tensorrt: bool
 
 def _run(command: list[str], log: Path) -> int:
     """The exit code. Shows status lines and progress on stderr; an interrupted step takes the compilers along."""
-    console, lines = Console(stderr=True), []
+    console, lines = make_console(stderr=True), []
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
@@ -230,13 +231,13 @@ def _run(command: list[str], log: Path) -> int:
 
 
 def _show_end(text: str) -> None:
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     for line in text.rstrip().splitlines()[-_LAST_LINES:]:
         _say(console, line)
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, soft_wrap=True)
 
 
 # ---------------------------------------------------------------- showing

@@ -8,22 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
+
+from .consoles import description, make_console
 
 
 def make_bar(console: Console | None = None) -> Progress:
     """A bar with its counts and the time that is left; it vanishes when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return progress_of(columns, console)
 
 
 def progress_of(columns: Sequence[ProgressColumn], console: Console | None = None) -> Progress:
     """A bar of these columns. Elsewhere than on a terminal it must not end in an empty line, as rich 14 lets it."""
-    console = console or Console(stderr=True)
+    console = console or make_console(stderr=True)
     shown = console.is_terminal
     return Progress(
-        *columns, console=console if shown else Console(quiet=True), transient=True, disable=not shown,
+        *columns, console=console if shown else make_console(quiet=True), transient=True, disable=not shown,
         redirect_stdout=False,  # rich would print it to this console, which is stderr
     )  # fmt: skip
 
@@ -44,9 +45,9 @@ class Told:
 
     def __init__(self, title: str, unit: str) -> None:
         self._title, self._unit = title, unit
-        self._console = Console(stderr=True)
+        self._console = make_console(stderr=True)
         self._bar = make_bar(self._console)
-        self._task = self._bar.add_task(escape(title), total=None)
+        self._task = self._bar.add_task(title, total=None)
         self._began_s = self._said_s = time.monotonic()
 
     def show(self, done: int, total: int) -> None:
@@ -58,7 +59,7 @@ class Told:
 
     def name(self, title: str) -> None:
         """Another title for the bar, which says how far the part is that is worked at."""
-        self._bar.update(self._task, description=escape(title))
+        self._bar.update(self._task, description=title)
         self._say(title)
 
     def _say(self, line: str) -> None:

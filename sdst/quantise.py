@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from sdst_calib.feeds import spread
@@ -16,6 +15,7 @@ from sdst_runtime.data.config import SplitName
 from sdst_runtime.errors import InputError
 from sdst_runtime.sessions.base import GROUNDING_MODELS
 
+from .consoles import make_console
 from .models import OpenedModel, data_of, has_windows, load_samples
 from .next_step import advise
 from .progress import counted
@@ -66,7 +66,7 @@ def int8(
         raise InputError(f"{chosen.annotations(split)}: holds no windows, nothing to measure on; give another --split")
     inputs = Queries(calibration, measured, chosen, {} if videos is None else find_videos(videos))
     report = calibrate_int8(source, out, inputs, options, counted, threads)
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     console.print(_table(report))
     console.print(_layers(report), soft_wrap=True)
     print(out)  # noqa: T201

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from sdst_runtime import bounds
 from sdst_runtime.files import read_jsonl, write_json
 from sdst_runtime.metrics.evaluator import evaluate, moment_metrics
+from sdst_runtime.strict_json import dump_json
 
 from .options import Flag
 
@@ -33,10 +34,11 @@ def score(
         moments: Add R1 and R5 at 0.3, 0.5 and 0.7 and mIoU (as for Charades-STA and TACoS) under "moments".
         clip_s: Seconds a clip, for highlight metrics.
     """
+    bounds.require("clip_s", clip_s, bounds.CLIP_S, "seconds")
     rows, truth = read_jsonl(predictions), read_jsonl(ground_truth)
     result = evaluate(rows, truth, rounded=not unrounded, clip_s=clip_s)
     if moments:
         result["moments"] = moment_metrics(rows, truth, ranks=(1, 5), rounded=not unrounded)
     if out is not None:
         write_json(out, result)
-    print(json.dumps(result, indent=4))  # noqa: T201
+    print(dump_json(result, indent=4))  # noqa: T201

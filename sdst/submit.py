@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.metrics.postprocess import Postprocess
 from sdst_runtime.metrics.score import score
 from sdst_runtime.metrics.submission import check_predictions, complete_saliency, write_submission
+from sdst_runtime.strict_json import dump_json
 
 from .models import OpenedModel, data_of, has_windows, load_samples, open_model, predict_samples
 
@@ -50,7 +50,7 @@ def submit(
     test_rows, test_metrics = _checked(opened, chosen, "test", postprocess, windows)
     archive = write_submission(out, val_rows, test_rows)
     summary: dict[str, Any] = {"zip": str(archive), "bytes": archive.stat().st_size, "val": val_metrics}
-    print(json.dumps(summary | ({"test": test_metrics} if test_metrics else {}), indent=4))  # noqa: T201
+    print(dump_json(summary | ({"test": test_metrics} if test_metrics else {}), indent=4))  # noqa: T201
 
 
 def _checked(

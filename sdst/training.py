@@ -17,13 +17,14 @@ from sdst_train.loop.run_report import write_run_report
 from sdst_train.loop.train import Progress, train
 from sdst_train.model.sdst import in_both_units, parameter_count
 
+from .consoles import make_console
 from .progress import counted, make_bar
 
 
 def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False) -> Checkpoint:
     """Load the data and train, with a bar, a line an epoch and a report at the end. Only the leader speaks."""
     with join_team(config.device) as team:
-        console = Console(stderr=True, quiet=not team.leads)
+        console = make_console(stderr=True, quiet=not team.leads)
         if team.leads:
             prepare_data(config)
         run = team.tell(run)  # one name for all processes
@@ -31,8 +32,8 @@ def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False)
         repairs = [f"{name}: {line}" for name, split in (("train", train_split), ("val", val_split))
                    for line in split.repairs.lines()]  # fmt: skip
         for line in repairs:
-            console.print(f"repaired, {line}", highlight=False, markup=False)
-        console.print(f"run: {run}", highlight=False, soft_wrap=True)
+            console.print(f"repaired, {line}")
+        console.print(f"run: {run}", soft_wrap=True)
         try:
             with _Display(console) as display:
                 best = train(
@@ -40,7 +41,7 @@ def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False)
                     team=team, resume=resume, repairs=repairs, on_step=display.show, say=display.say,
                 )  # fmt: skip
         except KeyboardInterrupt:
-            console.print(f"stopped; go on with  sdst train --resume {run}", highlight=False, soft_wrap=True)
+            console.print(f"stopped; go on with  sdst train --resume {run}", soft_wrap=True)
             raise
         if team.leads:
             _show_end(best, run, team)
@@ -77,7 +78,7 @@ class _Display:
         self.bar.stop()
 
     def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
         loss = progress.losses["loss"]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sdst_runtime.errors import InputError
+from sdst_runtime.text import read_lines
 
 LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
 SUFFIXES = (  # without case; the usual ones first
@@ -67,11 +68,7 @@ def _say_skipped(place: Path, skipped: list[Path]) -> str:
 
 def read_list(path: Path) -> list[Path]:
     """The paths in a .txt file, one a line. Raises InputError when it cannot be read or is empty."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    videos = [Path(line.strip()) for line in lines if line.strip()]
+    videos = [Path(line.strip()) for line in read_lines(path) if line.strip()]
     if not videos:
         raise InputError(f"{path}: no videos in it; expected the path of one on each line")
     return videos

@@ -10,9 +10,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from sdst_runtime import bounds
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.errors import InputError
 from sdst_runtime.strict_json import parse_strict
+
+MOST_PARTS = 4096  # layers, heads, points, queries
+MOST_STEPS = 10**9
+MOST = {"epochs": bounds.COUNT[1], "batch_size": bounds.BATCH[1], "workers": bounds.WORKERS}
 
 
 def check_choices(config: object) -> None:
@@ -50,8 +55,8 @@ class ModelConfig:
         """Raise InputError on a value that no model can be built from, naming the field."""
         check_choices(self)
         for name in ("video_width", "text_width", "layers", "width", "heads", "points", "queries", "ffn_ratio"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}: expected at least 1, got {getattr(self, name)}")
+            most = bounds.WIDTH if "width" in name else (1, MOST_PARTS)
+            bounds.require(f"model.{name}", getattr(self, name), most)
         for divisor in (self.heads, 4):  # 4: sine and cosine of a moment's centre and width
             if self.width % divisor:
                 raise InputError(f"model.width: expected a multiple of heads = {self.heads} and of 4, got {self.width}")
@@ -116,9 +121,9 @@ class TrainConfig:
         """Raise InputError on a value that no run can have, naming the field."""
         check_choices(self)
         counts = {"epochs": 1, "batch_size": 1, "save_every_steps": 1, "warmup_steps": 0, "patience": 0, "workers": 0}
-        for name, least in (*counts.items(), ("seed", 0), ("offset_rate", 0), ("weight_decay", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, least in (*counts.items(), ("offset_rate", 0), ("weight_decay", 0)):
+            bounds.require(name, getattr(self, name), (least, MOST.get(name, MOST_STEPS)))
+        bounds.require("seed", self.seed, bounds.SEED)
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from sdst_runtime.errors import InputError
 from sdst_runtime.grounding.bundle import MODELS
+from sdst_runtime.text import read_lines
 
 Keep = Mapping[str, tuple[str, ...]]  # model -> paths of modules
 NOTHING_KEPT: Keep = MappingProxyType({})
@@ -26,12 +27,8 @@ def read_keep(path: Path) -> Keep:
 
     Raises InputError for a file or, naming it, a line that cannot be read.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
     keep: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         entry = line.split("#")[0].strip()
         model, _, module = (part.strip() for part in entry.partition(":"))
         if not entry:

@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from . import bounds
 from .errors import ContractError, InputError
 from .showing import SHOWN, Span, as_frame, as_html, draw
-from .strict_json import load_json, parse_strict
+from .strict_json import dump_json, load_json, parse_strict
 from .tensor_files import read_arrays, write_arrays
 
 # Keys of the metadata that an ONNX file carries, and that a session gives of any model file.
@@ -52,9 +53,19 @@ class FeatureSpec:
     max_tokens: int  # special tokens included
     text_width: int  # X
 
+    def __post_init__(self) -> None:
+        """Raise InputError on a number that no features can have, naming the field."""
+        bounds.require("clip_s", self.clip_s, bounds.CLIP_S, "seconds")
+        for name in ("layers", "frames_per_clip", "max_tokens"):
+            bounds.require(name, getattr(self, name), bounds.COUNT)
+        for name in ("image_size", "video_width", "text_width"):
+            bounds.require(name, getattr(self, name), bounds.WIDTH)
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
+            raise InputError(f"mean, std: expected finite numbers, std not 0, got {self.mean} and {self.std}")
+
     def to_json(self) -> str:
         """One line of JSON, field order as declared."""
-        return json.dumps(dataclasses.asdict(self))
+        return dump_json(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> FeatureSpec:
@@ -96,6 +107,7 @@ class VideoFeatures:
     source: str = field(default="", kw_only=True)  # another: which video file it was (`media.containers.source_digest`)
 
     def __post_init__(self) -> None:
+        bounds.require("duration_s", self.duration_s, bounds.DURATION_S, "seconds")
         _check(self.features, ("T", self.spec.layers, self.spec.video_width), "video features")
 
     def __repr__(self) -> str:
@@ -208,6 +220,7 @@ class Grounding:
     moments: tuple[Moment, ...]
     saliency: np.ndarray  # T, float32, cosine in -1..1
     clip_s: float
+    unknown_words: tuple[str, ...] = ()  # of the query, that the text model does not know: the answer ignores them
 
     def __iter__(self) -> Iterator[Moment]:
         return iter(self.moments)
@@ -218,9 +231,14 @@ class Grounding:
         return f"Grounding({self.query!r}: {len(self.moments)} moments, {best}; {clips})"
 
     def to_dict(self) -> dict[str, Any]:
-        """One of the `results` of `sdst ground --json`: query, moments and saliency, as numbers that JSON has."""
+        """One of the `results` of `sdst ground --json`: query, unknown words, moments and saliency."""
         moments = [dataclasses.asdict(moment) for moment in self.moments]
-        return {"query": self.query, "moments": moments, "saliency": [float(value) for value in self.saliency]}
+        return {
+            "query": self.query,
+            "unknown_words": list(self.unknown_words),
+            "moments": moments,
+            "saliency": [float(value) for value in self.saliency],
+        }
 
     def to_pandas(self) -> Any:
         """A DataFrame of the moments: start_s, end_s, score. Raises DependencyError where pandas is missing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, InUseError
-from .strict_json import load_json
+from .strict_json import dump_json, load_json
+from .text import read_lines
 
 _HEADER = "sdst"  # the one metadata entry of our safetensors files
 
@@ -132,22 +132,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON (indented, one final newline) atomically. Raises InputError when `path` cannot be written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, dump_json(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically. Raises InputError when `path` cannot be written."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(dump_json(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line; empty lines are skipped. Raises InputError naming the file and the line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         row = load_json(line, f"{path}, line {number}:")
@@ -159,7 +155,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def pack_header(**values: str) -> dict[str, str]:
     """Metadata of a safetensors file as one entry: several are written in random order, which would change digests."""
-    return {_HEADER: json.dumps(values)}
+    return {_HEADER: dump_json(values)}
 
 
 def unpack_header(metadata: dict[str, str] | None, keys: tuple[str, ...], source: str | Path) -> dict[str, str]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from .errors import ContractError, InputError
+from .text import MARK
 
 T = TypeVar("T")
 
@@ -24,6 +27,40 @@ class Misfit(Exception):
     def __init__(self, fault: str, line: int = 0) -> None:
         super().__init__(fault)
         self.line = line
+
+
+def dump_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = True, sort_keys: bool = False) -> str:
+    """JSON of a value: everything that this project writes goes through here, since JSON has no NaN and no infinity.
+
+    Raises InputError naming the first place that holds one.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, sort_keys=sort_keys, allow_nan=False)
+    except ValueError as error:
+        where = next(_not_finite(value), None)
+        if where is None:
+            raise
+        raise InputError(f"JSON has no number for {where}: what was computed is not finite") from error
+
+
+def nulls_for_nan(value: Any) -> Any:
+    """A report whose subject is what is not finite: null, as JSON has it, for each number that is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: nulls_for_nan(inner) for key, inner in value.items()}
+    return [nulls_for_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[str]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place.removeprefix('.') or 'the value'} = {value}"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, f"{place}[{index}]")
 
 
 def load_json(text: str | bytes, subject: str, mend: str = "") -> Any:
@@ -64,6 +101,7 @@ def parse(kind: type[T], text: str | bytes, extra: Literal["forbid", "ignore"] =
     """A dataclass from JSON. Raises Misfit, and what the dataclass itself raises."""
     from pydantic import ValidationError
 
+    text = text.removeprefix(MARK.encode()) if isinstance(text, bytes) else text.removeprefix(MARK)
     try:
         return _adapter(kind).validate_json(text, strict=True, extra=extra)
     except ValidationError as error:
@@ -92,7 +130,7 @@ def _adapter(kind: Any) -> Any:
 
 def _loads(text: str | bytes) -> Any:
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text)
+        return json.loads((text.decode() if isinstance(text, bytes) else text).removeprefix(MARK))
     except json.JSONDecodeError as error:
         raise Misfit(error.msg, error.lineno) from error
     except (ValueError, RecursionError) as error:  # bytes that are no text, numbers too long, nesting too deep

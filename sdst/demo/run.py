@@ -23,7 +23,7 @@ from rich.table import Table
 
 from sdst_calib.parity.measure import max_abs_error
 from sdst_export.bundle import export_bundle
-from sdst_runtime import Grounder
+from sdst_runtime import Grounder, bounds
 from sdst_runtime.data.dataset import Sample, batches_by_length, load_split, pad_inputs
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import make_directory, read_jsonl, write_json, write_jsonl
@@ -40,6 +40,7 @@ from sdst_train.model.sdst import in_both_units, parameter_count
 from sdst_train.model.torch_session import TorchSession
 from sdst_train.presets import PRESETS
 
+from ..consoles import make_console
 from ..panels import latency_rows, video_panel
 from ..progress import counted
 from ..training import train_with_progress
@@ -79,7 +80,8 @@ def demo(
         )
     load = load_warning()
     make_directory(out)
-    stages = Stages(Console(stderr=True))
+    bounds.require("seed", seed, bounds.SEED)
+    stages = Stages(make_console(stderr=True))
     with stages.timed("render", "videos") as on_done:
         render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
 
@@ -256,12 +258,12 @@ class Stages:
 
     def say(self, line: str) -> None:
         """Print a line under the stage's name."""
-        self.console.print(f"  {line}", highlight=False)
+        self.console.print(f"  {line}")
 
     @contextmanager
     def timed(self, name: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
         """Time a block. It gets a function (done, total) that moves a bar."""
-        self.console.print(f"[bold]{name}[/bold]")
+        self.console.print(name, style="bold")
         start = time.perf_counter()
         if unit:
             with counted(f"  {unit}", self.console) as on_done:
@@ -280,7 +282,7 @@ def show(console: Console, summary: dict[str, Any], out: Path) -> None:
     console.print(table)
     row = read_jsonl(out / "annotations" / "val.jsonl")[0]
     command = ("sdst", "ground", f"{out}/videos/{row['vid']}.mp4", row["query"], "--bundle", f"{out}/bundle")
-    console.print(f"trained parameters: {in_both_units(summary['parameters']['head'])}", highlight=False)
+    console.print(f"trained parameters: {in_both_units(summary['parameters']['head'])}")
     console.print(f"torch against ONNX Runtime: max abs error {summary['onnx_max_abs_error']:.1e}")
     line = f"{sum(summary['seconds'].values()):.0f} s in all. Look at {out}/report.html, or ask:"
-    console.print(line, f"\n  {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(line, f"\n  {shlex.join(command)}", soft_wrap=True)

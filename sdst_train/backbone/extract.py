@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sdst_runtime import bounds
 from sdst_runtime.errors import InputError
 from sdst_runtime.grounding.tokenizer import Tokenizer
 
@@ -136,5 +137,4 @@ def _tokenised(tokenizer: Tokenizer, sentences: Iterable[str], max_tokens: int) 
 
 
 def _require_positive(batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    bounds.require("batch_size", batch_size, bounds.BATCH)

@@ -33,6 +33,7 @@ from sdst_runtime.files import remove, write_jsonl
 from sdst_runtime.media.clips import decoder_name
 from sdst_runtime.media.containers import source_digest
 from sdst_runtime.media.workers import Ending, Piece, Unusable, decoding
+from sdst_runtime.text import normalise
 
 from .extract import encode_each, encode_pieces
 from .towers import Backbone, VisionTower
@@ -113,7 +114,7 @@ def extract_sentences(
 
     Raises InputError before anything is written when a sentence cannot be used, and otherwise as `extract_videos`.
     """
-    distinct, spec = list(dict.fromkeys(sentences)), backbone.spec
+    distinct, spec = list(dict.fromkeys(map(normalise, sentences))), backbone.spec
     with claim(out, "text"):
         todo = [sentence for sentence in distinct if not is_made(text_feature_path(out, sentence), spec)]
         encoded = encode_each(backbone.text, backbone.tokenizer(), todo, batch_size, precision)

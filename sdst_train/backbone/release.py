@@ -1,6 +1,7 @@
 """The released InternVideo2 checkpoints, as encoders whose weights are the file's own.
 
-The state dict lies under `module`, under `model`, or is the whole file; or it is a safetensors file. Names, read in
+The state dict lies under `module`, `model` or `state_dict`, or is the whole file; or it is a safetensors file; all its
+names may begin with what a wrapper of torch adds (tensors.py). Names, read in
 OpenGVLab/InternVideo (InternVideo2/multi_modality): `vision_encoder.*` and `vision_proj.*` are the vision encoder,
 `text_encoder.bert.embeddings` and its lower layers the text encoder; what else pre-training needs is left out.
 
@@ -22,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdst_runtime import bounds
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 
-from .tensors import first_ten, tensor_faults
+from .tensors import first_ten, tensor_faults, unwrapped
 from .text import BERT_LARGE_STAGE2, TextConfig, TextEncoder
 from .vision import INTERNVIDEO2_1B, VisionConfig, VisionEncoder
 
@@ -90,6 +92,8 @@ def load_internvideo2(
     """
     if frames < 1 or layers < 1 or not (clip_s > 0 and math.isfinite(clip_s)):
         raise InputError(f"expected frames, layers and clip_s above 0, got {frames}, {layers} and {clip_s}")
+    bounds.require("frames", frames, bounds.COUNT)
+    bounds.require("clip_s", clip_s, bounds.CLIP_S, "seconds")
     found = _read_tensors(path)
     _require_variant(path, found, variant)
     table_frames = _table_frames(found, variant.vision)
@@ -164,8 +168,7 @@ def _read_tensors(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a checkpoint of torch.save, got a broken or other file") from error
     if not isinstance(stored, dict):
         raise InputError(f"{path}: expected a state dict, got {type(stored).__name__}")
-    inner = next((stored[key] for key in ("module", "model") if isinstance(stored.get(key), dict)), stored)
-    return {str(name): value for name, value in inner.items()}
+    return unwrapped(stored)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return unwrapped(load_file(path))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); download it again") from error
 

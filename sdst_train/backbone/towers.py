@@ -14,7 +14,6 @@ Shape letters: N clips, S image size in pixels, B sentences, L tokens, K layers,
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +26,13 @@ from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import atomic_path, sha256_file
 from sdst_runtime.grounding.tokenizer import Tokenizer
-from sdst_runtime.strict_json import load_json, parse_strict
+from sdst_runtime.strict_json import dump_json, load_json, parse_strict
 
 from .tensors import first_ten, tensor_faults
 from .text import TextConfig, TextEncoder
+from .tokenizer import METADATA_KEY
 from .vision import POOLS, Pool, VisionConfig, VisionEncoder
 
-METADATA_KEY = "sdst_backbone"
 FORMAT = 1
 DTYPES = (torch.float16, torch.float32)  # that a file may hold
 DERIVED = ("backbone_sha256", "video_width", "text_width")  # FeatureSpec fields that follow from the file itself
@@ -221,7 +220,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any
         temporary.touch()
         mode = temporary.stat().st_mode  # by the user's umask; save_file makes a file for its owner alone
         try:
-            save_file(tensors, temporary, {METADATA_KEY: json.dumps(header)})
+            save_file(tensors, temporary, {METADATA_KEY: dump_json(header)})
             temporary.chmod(mode)
         except SafetensorError as error:
             raise InputError(f"cannot write {path}: {error}; choose another place or free it") from error
@@ -244,7 +243,7 @@ def _parse_header(text: str | None, path: Path) -> dict[str, Any]:
 
 
 def _parse_config(kind: type[Config], values: dict[str, Any], source: str) -> Config:
-    return parse_strict(kind, json.dumps(values), f"{source} configuration")
+    return parse_strict(kind, dump_json(values), f"{source} configuration")
 
 
 def _parse_features(
@@ -257,7 +256,7 @@ def _parse_features(
     if fields.get("pool") not in POOLS:
         raise ContractError(f"{path}: pool: expected one of {POOLS}, got {fields.get('pool')!r}")
     widths = {"video_width": vision.feature_width(fields["pool"]), "text_width": text.config.width}
-    return FeatureSpec.from_json(json.dumps({**fields, "backbone_sha256": digest, **widths}), path)
+    return FeatureSpec.from_json(dump_json({**fields, "backbone_sha256": digest, **widths}), path)
 
 
 def _require_tensors(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

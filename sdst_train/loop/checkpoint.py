@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import pack_header, unpack_header, write_bytes
-from sdst_runtime.strict_json import load_json
+from sdst_runtime.strict_json import dump_json, load_json
 
+from ..backbone.tensors import unwrapped
 from ..config import TrainConfig, parse_config
 from ..model.sdst import SDST
 
@@ -38,10 +39,10 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
     header = pack_header(
-        config=json.dumps(dataclasses.asdict(checkpoint.config)),
+        config=dump_json(dataclasses.asdict(checkpoint.config)),
         spec=checkpoint.spec.to_json(),
         epoch=str(checkpoint.epoch),
-        metrics=json.dumps(checkpoint.metrics),
+        metrics=dump_json(checkpoint.metrics),
         usual_clips=str(checkpoint.usual_clips),
         longest_clips=str(checkpoint.longest_clips),
     )
@@ -59,15 +60,29 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = stored.metadata()
             weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError) as error:
+        if _is_torch_save(path):
+            raise InputError(
+                f"{path}: expected a checkpoint that  sdst train  wrote, got a file of torch.save without the "
+                "config and the contract; give RUN/best.safetensors, or for a released backbone  sdst convert-backbone"
+            ) from error
         raise InputError(f"{path}: not a readable checkpoint ({error}); use another or train again") from error
     header = unpack_header(metadata, ("config", "spec", "epoch", "metrics"), path)
     config = parse_config(header["config"], path)
     spec = FeatureSpec.from_json(header["spec"], path)
     model = SDST(config.model).eval()
-    load_weights(model, weights, str(path))
+    load_weights(model, unwrapped(weights), str(path))
     lengths = (int(header.get(name, 0)) for name in ("usual_clips", "longest_clips"))
     metrics = load_json(header["metrics"], f"{path}: its metrics are", "train again")
     return Checkpoint(model, config, spec, int(header["epoch"]), metrics, *lengths)
+
+
+def _is_torch_save(path: Path) -> bool:
+    """Whether a file is what torch.save writes: a zip archive or, of old, a pickle."""
+    try:
+        with path.open("rb") as file:
+            return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
+    except OSError:
+        return False
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

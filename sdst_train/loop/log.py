@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import make_directory, write_jsonl
+from sdst_runtime.strict_json import dump_json
 
 
 class RunLog:
@@ -50,7 +51,7 @@ class RunLog:
 
     @staticmethod
     def _write(file: TextIO, row: Mapping[str, Any]) -> None:
-        file.write(json.dumps(row) + "\n")
+        file.write(dump_json(row) + "\n")
         file.flush()
 
     def _draw(self, kind: str, row: Mapping[str, Any], step: int) -> None:

@@ -17,7 +17,7 @@ from sdst_runtime.files import read_jsonl, write_json
 from sdst_runtime.metrics.evaluator import LENGTH_RANGES_S
 from sdst_runtime.pages.charts import fixed
 from sdst_runtime.pages.report import Curve, MetricRow, Report, Table, write_report
-from sdst_runtime.strict_json import read_json
+from sdst_runtime.strict_json import dump_json, read_json
 
 from ..config import TrainConfig, flatten
 from .published import BENCHMARKS
@@ -139,7 +139,7 @@ def _by_length(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Fields by dotted name: those that differ from the defaults, and the others."""
-    defaults = flatten(json.loads(json.dumps(asdict(TrainConfig()))))
+    defaults = flatten(json.loads(dump_json(asdict(TrainConfig()))))
     fields = flatten(config)
     changed = {name: value for name, value in fields.items() if name not in defaults or defaults[name] != value}
     return {"changed": changed, "default": {name: value for name, value in fields.items() if name not in changed}}
@@ -224,7 +224,7 @@ def _length_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _field_table(title: str, fields: Mapping[str, Any], *, folded: bool = False) -> Table:
-    rows = tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in fields.items())
+    rows = tuple((name, value if isinstance(value, str) else dump_json(value)) for name, value in fields.items())
     return Table(title, ("field", "value"), rows, folded=folded)
 
 

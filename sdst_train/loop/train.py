@@ -32,7 +32,7 @@ from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import only_process, remove_leftovers, write_json
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.metrics.score import metric_names, score
-from sdst_runtime.strict_json import read_json
+from sdst_runtime.strict_json import dump_json, read_json
 
 from ..config import TrainConfig, difference
 from ..model.sdst import SDST
@@ -252,7 +252,7 @@ class _Trainer:
                 best=self.best.value,
                 best_epoch=self.best.epoch,
                 seconds=self._worked(),
-                config=json.dumps(asdict(self.config)),
+                config=dump_json(asdict(self.config)),
                 samples=self.samples_digest,
                 machine=self._machine(),
                 **self.learner.state(),
@@ -309,7 +309,7 @@ def digest_rows(samples: Sequence[Sample]) -> str:
     """SHA-256 of annotations, in order."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(json.dumps(sample.row).encode())
+        digest.update(dump_json(sample.row).encode())
     return digest.hexdigest()
 
 

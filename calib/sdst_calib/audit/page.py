@@ -11,6 +11,7 @@ from typing import Any
 from sdst_runtime.files import write_json, write_text
 from sdst_runtime.pages.charts import fixed, short
 from sdst_runtime.pages.templates import render
+from sdst_runtime.strict_json import nulls_for_nan
 
 from .compare import GraphAudit, TensorAudit
 from .rules import Finding
@@ -25,7 +26,9 @@ _LETTER_PCT = {"on-wide": 0.85, "on-narrow": 3.2}  # share of the plot that a le
 def write_audit(folder: Path, audits: Sequence[GraphAudit], findings: Sequence[Finding], facts: Facts) -> None:
     """Write audit.json and audit.html into `folder`. Raises InputError when they cannot be written."""
     document: dict[str, Any] = {"facts": dict(facts), "findings": [dataclasses.asdict(finding) for finding in findings]}
-    write_json(folder / "audit.json", document | {"models": [dataclasses.asdict(audit) for audit in audits]})
+    write_json(
+        folder / "audit.json", nulls_for_nan(document | {"models": [dataclasses.asdict(audit) for audit in audits]})
+    )
     write_text(folder / "audit.html", render_audit(audits, findings, facts))
 
 

@@ -26,6 +26,7 @@ from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import copy_file, make_directory, remove, write_json
 from sdst_runtime.grounding.bundle import DATA_SUFFIX, EXPORT_REPORT, MANIFEST, TOKENIZER, Bundle, write_manifest
 from sdst_runtime.sessions.base import GROUNDING_MODELS
+from sdst_runtime.strict_json import nulls_for_nan
 
 from ..feeds import QueryFeeds, files_sha256
 from .collect import require_real, tensor_scales
@@ -225,7 +226,7 @@ def _search(
     """What each layer costs, written to `path` too, and the layers to leave out."""
     with progress("layers one at a time") as on_done:
         ranked = rank_layers(layers, measure, on_done)
-    write_json(path, [dataclasses.asdict(one) for one in ranked])
+    write_json(path, nulls_for_nan([dataclasses.asdict(one) for one in ranked]))
     with progress("within the budget") as on_done:
         try:
             return ranked, search_within(ranked, measure, budget, on_done)
@@ -279,7 +280,7 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
         else:
             _copy_model(bundle.directory / file, out / file)
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
-    write_json(out / REPORT, dataclasses.asdict(report))
+    write_json(out / REPORT, nulls_for_nan(dataclasses.asdict(report)))
     remove(out / EXPORT_REPORT)  # it would account for other graphs
     remove(out / SENSITIVITY)  # int8.json has it
     write_manifest(out, bundle.manifest.spec, dict(bundle.manifest.models), own_version(), [REPORT])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from sdst_runtime.errors import SdstError
 from sdst_runtime.files import atomic_files
 from sdst_runtime.sessions.tensorrt.sidecar import MachineRecord, Sidecar, read_plan, read_sidecar, sidecar_path
+from sdst_runtime.strict_json import dump_json
 
 VARIABLE = "SDST_CACHE"
 _RESULTS = ("plan_sha256", "plan_bytes", "build_s")  # fields that a build gives, not what it is built from
@@ -37,7 +37,7 @@ def timing_cache_path(machine: MachineRecord) -> Path:
 def engine_key(wanted: Sidecar) -> str:
     """Hex digest of everything that an engine is built from."""
     fields = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in _RESULTS}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(dump_json(fields, sort_keys=True).encode()).hexdigest()
 
 
 def find_engine(wanted: Sidecar) -> Path | None:

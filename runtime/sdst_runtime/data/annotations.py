@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from ..errors import InputError
 from ..files import read_jsonl
 from ..strict_json import Misfit, parse_value, read_json
+from ..text import read_lines, read_text
 from .repairs import Count, Repairs, swapped
 
 Row = dict[str, Any]  # one annotation or one prediction in the QVHighlights form
@@ -197,7 +198,7 @@ def _qid_fault(qid: int | str, seen: set[int | str]) -> str:
 
 def _charades(path: Path) -> Iterator[Row]:
     """Lines `VID START END##sentence.`, which hold no duration; the qid is the line's number, from 0."""
-    for number, line in enumerate(_read_text(path).split("\n")):
+    for number, line in enumerate(read_lines(path)):
         if not line.strip():
             continue
         times, separator, sentence = line.partition("##")
@@ -222,7 +223,7 @@ def _with_durations(path: Path, durations_s: dict[str, float], sources: Sequence
 def _read_durations(paths: Sequence[Path]) -> dict[str, float]:
     durations_s = {}
     for path in paths:
-        table = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
         if not {"id", "length"} <= set(table.fieldnames or ()):
             raise InputError(f"{path}: expected a CSV file with columns id and length, got {table.fieldnames}")
         for row in table:
@@ -264,10 +265,3 @@ def _tacos(path: Path, name: str, content: Any) -> Iterator[Row]:
             "duration": video.num_frames / video.fps,
             "relevant_windows": [[start / video.fps, end / video.fps]],
         }
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error

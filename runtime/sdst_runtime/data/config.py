@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from .. import bounds
 from ..errors import InputError
 
 SplitName = Literal["train", "val", "test"]
@@ -31,8 +32,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.metrics not in get_args(Metrics):
             raise InputError(f"data.metrics: expected one of {', '.join(get_args(Metrics))}, got {self.metrics!r}")
-        if not 0 < self.clip_s < float("inf"):
-            raise InputError(f"data.clip_s: expected a positive number of seconds, got {self.clip_s}")
+        bounds.require("data.clip_s", self.clip_s, bounds.CLIP_S, "seconds")
 
     def annotations(self, split: SplitName) -> Path:
         """The file of a split. Raises InputError when the data set has none."""

@@ -7,7 +7,7 @@ A video's file also says which decoder made it, and of which video file; those w
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,29 +15,61 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import bounds
 from ..contracts import FeatureSpec, TextFeatures, VideoFeatures
 from ..errors import InputError, require_package
 from ..files import only_process, pack_header, remove_leftovers, unpack_header, write_bytes
+from ..strict_json import dump_json
+from ..text import normalise
 from .lazy_arrays import read_header
 
 SPEC = "spec"  # keys of a file's header, which packed files have too
 STATED = {"video": ("duration_s", "durations_s"), "text": ("query", "queries")}  # of a loose file, of a packed one
 SOURCE = "source"  # of a loose file of a video; older files lack it
+_LONGEST_NAME = 255  # bytes, of every usual file system
 DECODER, DECODERS = "decoder", "decoders"  # of a loose file and of a packed one; older files lack them
 
 
 def video_feature_path(directory: Path, vid: str) -> Path:
     """Where the features of a video lie."""
-    return Path(directory) / "video" / f"{vid}.safetensors"
+    return Path(directory) / "video" / file_name(vid, "safetensors")
+
+
+def file_name(identity: str | int, suffix: str) -> str:
+    """The name of the file of a video's or query's id, which comes from annotations that anyone may have written.
+
+    Raises InputError for an id that leads to another folder, or that no file can be called.
+    """
+    name = f"{identity}.{suffix}"
+    if Path(name).name != name or "\\" in name or "\0" in name or not str(identity).strip():
+        raise InputError(
+            f"id {identity!r}: expected the name of a file without folders, got a path or nothing; mend the annotations"
+        )
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise InputError(f"id {str(identity)[:40]!r}...: longer than a file's name may be; mend the annotations")
+    return name
+
+
+def stated_duration(text: Any, path: Path) -> float:
+    """The seconds that a video's feature file states. Raises InputError unless they are those of a video."""
+    try:
+        seconds = float(text)
+        bounds.require("duration_s", seconds, bounds.DURATION_S, "seconds")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: expected a duration in seconds, got {text!r:.40}; extract it again") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}; extract it again") from error
+    return seconds
 
 
 def text_feature_path(directory: Path, query: str) -> Path:
-    """Where the features of a sentence lie: its SHA-256 names it, so equal sentences are stored once."""
-    return (
-        Path(directory)
-        / "text"
-        / f"{hashlib.sha256(query.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}.safetensors"
-    )
+    """Where the features of a sentence lie: the SHA-256 of its normal form names it, so equal ones are stored once.
+
+    A sentence that normalisation changes had another name before there was any; its old file is never read, since its
+    features are those of the characters that are now left out.
+    """
+    digest = hashlib.sha256(normalise(query).encode("utf-8", "surrogatepass")).hexdigest()
+    return Path(directory) / "text" / f"{digest[:24]}.safetensors"
 
 
 @contextmanager
@@ -76,7 +108,7 @@ def stored_source(path: Path) -> str:
 def write_video_features(path: Path, video: VideoFeatures) -> None:
     """Write atomically. Raises InputError when `path` cannot be written."""
     facts = {DECODER: video.decoder, SOURCE: video.source}
-    stated = {STATED["video"][0]: json.dumps(video.duration_s)} | {key: fact for key, fact in facts.items() if fact}
+    stated = {STATED["video"][0]: dump_json(video.duration_s)} | {key: fact for key, fact in facts.items() if fact}
     _write(path, video.features, pack_header(**{SPEC: video.spec.to_json()}, **stated))
 
 
@@ -88,11 +120,11 @@ def write_text_features(path: Path, text: TextFeatures) -> None:
 def read_video_features(path: Path, needed: FeatureSpec | None = None) -> VideoFeatures:
     """Read and check. Raises InputError (missing, broken, NaN) or ContractError (not made as `needed`)."""
     features, header, spec = _read(path, needed, "video")
+    duration_s = stated_duration(header[STATED["video"][0]], path)
     try:
-        duration_s = float(header[STATED["video"][0]])
         facts = {"decoder": str(header.get(DECODER, "")), "source": str(header.get(SOURCE, ""))}
         return VideoFeatures(features, duration_s, spec, **facts)
-    except (InputError, ValueError) as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 

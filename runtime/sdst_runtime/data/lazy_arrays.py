@@ -6,17 +6,20 @@ A StoredArray reads at every use, so that a data set larger than memory can be t
 from __future__ import annotations
 
 import json
+import math
+import operator
 import os
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from .. import bounds
 from ..errors import InputError, require_package
 
 Shape = tuple[int, ...]
@@ -73,7 +76,7 @@ def read_header(path: Path) -> Header:
         metadata = dict(content.pop("__metadata__", {}))
         dtypes = {entry["dtype"] for entry in content.values()}
         end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in content.items()}
+        shapes = {name: tuple(map(operator.index, entry["shape"])) for name, entry in content.items()}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such feature file; extract the features of this data set first") from error
     except (
@@ -123,29 +126,51 @@ def read_tensor(path: Path, index: Index) -> np.ndarray:
 
 
 def read_npz_shape(path: Path, key: str) -> Shape:
-    """The shape of a float16 or float32 array in an npz file, without decompressing it. Raises InputError."""
+    """The shape of a float16 or float32 array in an npz file, without decompressing it.
+
+    Raises InputError, also for an array of more than ARRAY_BYTES: a few kilobytes can be made to say and to become any
+    number of them.
+    """
+    with _npz_member(path, key) as (_, shape, _, _):
+        return shape
+
+
+def read_npz(path: Path, key: str, index: Index) -> np.ndarray:
+    """A part of an array of an npz file. Raises what `read_npz_shape` does, and InputError unless it is finite."""
+    with _npz_member(path, key) as (stream, shape, dtype, order):
+        content = stream.read(math.prod(shape) * dtype.itemsize)
+        values = np.frombuffer(content, dtype).reshape(shape, order=order)[index].copy()
+    return _finite(values, path)
+
+
+@contextmanager
+def _npz_member(path: Path, key: str) -> Iterator[tuple[Any, Shape, np.dtype, Literal["C", "F"]]]:
+    """An array's stream, behind its header, and what the header says, once that fits what the archive says."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
+            shape, is_fortran, dtype = read(stream)
+            _require_array(path, key, shape, dtype)
+            declared, told = archive.getinfo(f"{key}.npy").file_size, math.prod(shape) * dtype.itemsize
+            if declared != stream.tell() + told:
+                raise ValueError(f"{declared} bytes, its header tells of {stream.tell() + told}")
+            yield stream, shape, dtype, "F" if is_fortran else "C"
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such feature file; {_FETCH}") from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({error}); {_FETCH}") from error
+    except Exception as error:  # zip, zlib, and numpy's parser of a header in Python's syntax: what they raise is open
+        fault = str(error) or type(error).__name__
+        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({fault}); {_FETCH}") from error
+
+
+def _require_array(path: Path, key: str, shape: Shape, dtype: np.dtype) -> None:
     if dtype not in (np.float16, np.float32):
         raise InputError(f"{path}: expected {key} in float16 or float32, got {dtype}")
-    return shape
-
-
-def read_npz(path: Path, key: str, index: Index) -> np.ndarray:
-    """A part of an array of an npz file. Raises InputError naming the file when it is gone, broken or not finite."""
-    try:
-        with np.load(path) as archive:
-            values = archive[key][index]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({error}); {_FETCH}") from error
-    return _finite(values, path)
+    if min(shape, default=0) < 0 or (size := math.prod(shape) * dtype.itemsize) > bounds.ARRAY_BYTES:
+        size = f"{size:,d} bytes" if min(shape, default=0) >= 0 else f"shape {shape}"
+        raise InputError(f"{path}: expected {key} of at most {bounds.ARRAY_BYTES:,d} bytes, got {size}; {_FETCH}")
 
 
 def _finite(values: np.ndarray, path: Path) -> np.ndarray:

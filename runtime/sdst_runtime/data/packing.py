@@ -9,18 +9,18 @@ A digest is the name of the sentence's loose file. The bytes depend on the loose
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, require_package
 from ..files import pack_header, unpack_header, write_bytes
-from .features import DECODER, DECODERS, SPEC, STATED
+from ..strict_json import dump_json
+from .features import DECODER, DECODERS, SPEC, STATED, stated_duration
 from .lazy_arrays import Header, read_header, read_tensor
 from .stores import Contract
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"video": float, "text": str}  # of what a loose file states
+_PARSERS: dict[str, Callable[[str, Path], Any]] = {"video": stated_duration, "text": lambda sentence, _: sentence}
 
 
 def pack_features(
@@ -58,12 +58,12 @@ def _pack(kind: str, paths: Sequence[Path], target: Path, contract: Contract) ->
         header = read_header(path)
         values = unpack_header(header.metadata, (SPEC, own_key), path)
         contract.check(path, values[SPEC])
-        stated[path.stem] = parse(values[own_key])
+        stated[path.stem] = parse(values[own_key], path)
         shapes[path.stem] = header.shapes["features"]
         if DECODER in values:
             decoders[path.stem] = values[DECODER]
     lists = {key: stated} | ({DECODERS: decoders} if decoders else {})
-    metadata = pack_header(**{SPEC: contract.text}, **{name: json.dumps(values) for name, values in lists.items()})
+    metadata = pack_header(**{SPEC: contract.text}, **{name: dump_json(values) for name, values in lists.items()})
     if _is_made(target, Header(metadata, shapes), max(path.stat().st_mtime_ns for path in paths)):
         return
     arrays = {path.stem: read_tensor(path, tuple(slice(0, n) for n in shapes[path.stem])) for path in paths}

@@ -6,13 +6,13 @@ Sentences come from the annotations. Shape letters: T clips, K layers, L tokens,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .. import bounds
 from ..contracts import TextFeatures, VideoFeatures
 from ..errors import InputError
 from .annotations import Query
@@ -41,8 +41,7 @@ def convert_released(
     Raises InputError for another folder, a broken file, a qid with two sentences or an unwritable `out`. `on_done`
     gets (files, of all).
     """
-    if not 0 < clip_s < math.inf:
-        raise InputError(f"clip_s: expected a positive number of seconds, got {clip_s}")
+    bounds.require("clip_s", clip_s, bounds.CLIP_S, "seconds")
     directory, sentences = Path(directory), _by_qid(queries)
     videos, texts = (sorted((directory / folder).glob("*.npz")) for folder in ("vid_feats", "txt_feats"))
     if not videos:

@@ -18,8 +18,9 @@ from ..contracts import FeatureSpec
 from ..errors import InputError
 from ..files import unpack_header
 from ..strict_json import load_json
+from ..text import normalise
 from .annotations import Row
-from .features import SPEC, STATED, text_feature_path, video_feature_path
+from .features import SPEC, STATED, file_name, stated_duration, text_feature_path, video_feature_path
 from .lazy_arrays import Header, Shape, StoredArray, TensorFile, read_header, read_npz, read_npz_shape, read_tensor
 
 RELEASED_VIDEO, RELEASED_TEXT = "visual_feats_interm_pooled", "text_feats"  # arrays in the released npz files
@@ -120,7 +121,8 @@ class _Loose:
 
     def video(self, row: Row) -> StoredArray:
         path = video_feature_path(self._directory, row["vid"])
-        shape, _ = self._look(path, "video")
+        shape, duration = self._look(path, "video")
+        stated_duration(duration, path)
         return StoredArray(self._contract.check_video(shape, path), partial(read_tensor, path))
 
     def text(self, row: Row) -> StoredArray:
@@ -145,7 +147,9 @@ class _Packed:
         shards = {path: read_header(path) for path in sorted(paths)}
         first = next(path for path in shards if path.name.startswith("video-"))
         self._contract = Contract(first, unpack_header(shards[first].metadata, (SPEC,), first)[SPEC])
-        self._videos, _ = self._index(shards, "video")
+        self._videos, durations = self._index(shards, "video")
+        for vid, (_, path) in self._videos.items():
+            stated_duration(durations.get(vid), path)
         self._texts, self._queries = self._index(shards, "text")
 
     @property
@@ -204,12 +208,12 @@ class _Released:
         return self._contract.spec
 
     def video(self, row: Row) -> StoredArray:
-        path = self._videos / f"{row['vid']}.npz"
+        path = self._videos / file_name(row["vid"], "npz")
         shape = self._contract.check_video(read_npz_shape(path, RELEASED_VIDEO), path)
         return StoredArray(shape, partial(read_npz, path, RELEASED_VIDEO))
 
     def text(self, row: Row) -> StoredArray:
-        path = self._texts / f"{row['qid']}.npz"
+        path = self._texts / file_name(row["qid"], "npz")
         shape = self._contract.check_text(read_npz_shape(path, RELEASED_TEXT), path)
         return StoredArray(shape, partial(read_npz, path, RELEASED_TEXT))
 
@@ -229,7 +233,7 @@ def _fits(shape: Shape, expected: tuple[int | None, ...], letters: str, path: Pa
 
 
 def _check_query(stored: str | None, row: Row, path: Path) -> None:
-    if stored != row["query"]:
+    if stored is None or normalise(stored) != normalise(row["query"]):
         raise InputError(f"{path}: holds the sentence {stored!r}, expected {row['query']!r}; extract it again")
 
 

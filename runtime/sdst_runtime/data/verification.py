@@ -16,7 +16,7 @@ from ..errors import InputError, SdstError
 from ..files import unpack_header
 from ..media.clips import clip_count
 from .annotations import Query
-from .features import DECODER, DECODERS, SPEC, STATED, text_feature_path
+from .features import DECODER, DECODERS, SPEC, STATED, stated_duration, text_feature_path
 from .lazy_arrays import Shape, TensorFile, read_header
 from .stores import Contract, stated_in
 
@@ -134,15 +134,15 @@ def _check_stated(file: _File, name: str, shape: Shape, spec: FeatureSpec) -> No
     """Raise InputError unless the shape is that of the duration, or the digest that of the sentence."""
     stated = file.stated.get(name)
     if file.kind == "video":
-        try:
-            expected = clip_count(float(stated), spec.clip_s, spec.frames_per_clip)  # pyright: ignore
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"expected a duration in seconds, got {stated!r}; extract it again") from error
+        expected = clip_count(stated_duration(stated, file.path), spec.clip_s, spec.frames_per_clip)
         if shape[0] != expected:
             raise InputError(f"holds {shape[0]} clips, its {stated} s have {expected}; extract it again")
         return
     if not isinstance(stated, str) or text_feature_path(file.path.parent, stated).stem != name:
-        raise InputError(f"holds the sentence {stated!r}, whose digest is another; extract it again")
+        raise InputError(
+            f"holds the sentence {stated!r}, whose digest is another (of one with characters that are now normalised,"
+            " the file is an old one); delete it and extract the sentence again"
+        )
     if shape[1] > spec.max_tokens:
         raise InputError(f"holds {shape[1]} tokens, the contract allows {spec.max_tokens}; extract it again")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..contracts import Grounding, Moment
 from ..data.dataset import Sample, batches_by_length, pad_inputs
+from ..errors import SessionError
 from ..sessions.base import Session
 
 HEAD_OUTPUTS = ("spans", "scores", "saliency")
@@ -16,13 +17,15 @@ HEAD_OUTPUTS = ("spans", "scores", "saliency")
 
 def decode(
     outputs: Mapping[str, np.ndarray], queries: Sequence[str], clips: Sequence[int], durations_s: Sequence[float],
-    clip_s: float,
+    clip_s: float, model: str = "head",
 ) -> list[Grounding]:  # fmt: skip
-    """One Grounding a row of the head's outputs.
+    """One Grounding a row of the head's outputs. Raises SessionError naming `model` and the output with a NaN in it.
 
     outputs: spans B M 2 (start, end, fractions of the valid clips), scores B M, saliency B T. Moments are clamped to
     the video and sorted by descending score; saliency is cut to the valid clips.
     """
+    for name in HEAD_OUTPUTS[:2]:
+        require_finite(model, name, outputs[name])
     groundings = []
     for i, query in enumerate(queries):
         spans_s = np.clip(outputs["spans"][i].astype(np.float64) * (clips[i] * clip_s), 0, durations_s[i])
@@ -30,8 +33,19 @@ def decode(
         order = np.argsort(-scores, kind="stable")
         moments = tuple(Moment(float(spans_s[m, 0]), float(spans_s[m, 1]), float(scores[m])) for m in order)
         saliency = outputs["saliency"][i, : clips[i]].astype(np.float32)
+        require_finite(model, HEAD_OUTPUTS[2], saliency)
         groundings.append(Grounding(query, moments, saliency, clip_s))
     return groundings
+
+
+def require_finite(model: str, output: str, values: np.ndarray) -> None:
+    """Raise SessionError, naming both, where a model's output holds NaN or infinity: no answer comes of that."""
+    if not np.isfinite(values).all():
+        count = values.size - np.isfinite(values).sum()
+        raise SessionError(
+            f"{model}: {count} of {values.size} values of its output {output} are NaN or infinite; the weights are "
+            "damaged or the precision is too small for them: export the model again, in fp32 or with more of it kept so"
+        )
 
 
 def predict(
@@ -52,7 +66,8 @@ def predict(
     for batch in batches_by_length(samples, batch_size):
         outputs = head.run(pad_inputs([s.video for s in batch], [s.text for s in batch], layers=layers))
         clips, durations = [len(s.video) for s in batch], [s.row["duration"] for s in batch]
-        groundings = decode(outputs, [s.row["query"] for s in batch], clips, durations, clip_s)
+        name = getattr(head, "name", "the grounding model")
+        groundings = decode(outputs, [s.row["query"] for s in batch], clips, durations, clip_s, name)
         rows += [prediction_row(s.row, g) for s, g in zip(batch, groundings, strict=True)]
         on_done(len(rows), len(samples))
     return sorted(rows, key=lambda row: row["qid"])

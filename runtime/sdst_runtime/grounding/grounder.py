@@ -25,7 +25,7 @@ from ..media.memory import NAME, FrameStream
 from ..media.workers import Ending, Piece, Unusable, decode_pieces, pieces_of
 from ..sessions.base import PROJECTED, ClosedAtEnd, Session
 from .bundle import DATA_SUFFIX, TOKENIZER, Bundle
-from .decode import decode
+from .decode import decode, require_finite
 from .inputs import Askable, OnProgress, Source, copied, counted, refusal, require_queries
 from .kept import KeptVideos
 from .tokenizer import Tokenizer
@@ -191,7 +191,7 @@ class Grounder(ClosedAtEnd):
                 if isinstance(piece, Unusable):
                     raise InputError(piece.reason)
                 with clock.stage("vision"):
-                    features.append(self.vision.run({"clips": piece.clips})["features"])
+                    features.append(self._run("vision", self.vision, {"clips": piece.clips}, "features"))
                 if piece.ending is not None:  # `pieces` may wait for another video before it says that it is at its end
                     return self._whole(path, features, piece.ending), piece.ending.warnings
         raise AssertionError("a video ends with an ending")
@@ -210,7 +210,8 @@ class Grounder(ClosedAtEnd):
             for some in batches([window.clips for window in windows], self.most_rows):
                 pieces = [features[window.start : window.stop] for window in windows[some]]
                 clips, mask = _padded([piece.astype(np.float32, copy=False) for piece in pieces])
-                projected.extend(self.grounding_model.projection.run({"video": clips, "video_mask": mask})[PROJECTED])
+                inputs = {"video": clips, "video_mask": mask}
+                projected.extend(self._run("projection", self.grounding_model.projection, inputs, PROJECTED, mask))
         return EncodedVideo(
             video.features, video.duration_s, video.spec, windows, tuple(projected), self._projection_sha256,
             tuple(warnings), decoder=video.decoder,
@@ -242,6 +243,8 @@ class Grounder(ClosedAtEnd):
         """
         for _, queries in jobs:
             require_queries(queries)
+            for query in queries:
+                self.check(query)
         videos = [self._ready(video) for video, _ in jobs]
         questions = [_Question(video, query) for video, (_, queries) in zip(videos, jobs) for query in queries]
         order = sorted(range(len(questions)), key=lambda i: questions[i].video.windows[0].clips)
@@ -252,6 +255,11 @@ class Grounder(ClosedAtEnd):
                 answers.update(zip(some, self._answer([questions[i] for i in some], clock)))
         left = iter(range(len(questions)))
         return [[answers[next(left)] for _ in queries] for _, queries in jobs]
+
+    def check(self, query: str) -> None:
+        """Raise InputError for a sentence that cannot be used, as asking it would, before any model runs."""
+        self.tokenizer.encode(query, self.spec.max_tokens)
+        self.tokenizer.require_known(query)
 
     def close(self) -> None:
         """Give back what the models hold; a second call does nothing."""
@@ -286,7 +294,9 @@ class Grounder(ClosedAtEnd):
         sentences = list(dict.fromkeys(question.query for question in questions))
         with clock.stage("text"):
             ids, text_mask = self.tokenizer.encode_batch(sentences, self.spec.max_tokens)
-            text = self.text.run({"token_ids": ids, "token_mask": text_mask})["features"]
+            inputs = {"token_ids": ids, "token_mask": text_mask}
+            valid = np.repeat(text_mask[:, None], self.spec.layers, axis=1)  # B K L
+            text = self._run("text", self.text, inputs, "features", valid)
         place = {sentence: i for i, sentence in enumerate(sentences)}
         rows = [_Row(i, q.video, w, q.query) for i, q in enumerate(questions) for w in range(len(q.video.windows))]
         parts: list[list[Grounding]] = [[] for _ in questions]  # of each question, an answer a window
@@ -297,9 +307,19 @@ class Grounder(ClosedAtEnd):
                 projected, video_mask = _padded([row.projected for row in batch])
                 inputs = {"video_mask": video_mask, "text": text[which], "text_mask": text_mask[which]}
                 outputs = self.grounding_model.head.run({PROJECTED: projected, **inputs})
-            for row, answer in zip(batch, _decoded(outputs, batch, self.spec.clip_s)):
+            model = self.bundle.manifest.models["head"]
+            for row, answer in zip(batch, _decoded(outputs, batch, self.spec.clip_s, model)):
                 parts[row.question].append(answer)
-        return [merge(question.video.windows, answers) for question, answers in zip(questions, parts)]
+        merged = (merge(question.video.windows, answers) for question, answers in zip(questions, parts))
+        return [replace(answer, unknown_words=self.tokenizer.unknown_words(answer.query)) for answer in merged]
+
+    def _run(
+        self, name: str, model: Session, inputs: Mapping[str, np.ndarray], output: str, mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """One output of a model of the bundle. Raises SessionError unless it is finite (where `mask` is true)."""
+        values = model.run(inputs)[output]
+        require_finite(self.bundle.manifest.models[name], output, values if mask is None else values[mask])
+        return values
 
 
 @dataclass(frozen=True)
@@ -338,11 +358,11 @@ def batches(lengths: Sequence[int], most_rows: int) -> Iterator[slice]:
         yield slice(start, len(lengths))
 
 
-def _decoded(outputs: Mapping[str, np.ndarray], rows: Sequence[_Row], clip_s: float) -> list[Grounding]:
+def _decoded(outputs: Mapping[str, np.ndarray], rows: Sequence[_Row], clip_s: float, model: str) -> list[Grounding]:
     """The head's rows as answers about windows, in which time 0 is the window's start."""
     starts_s = [row.video.windows[row.window].start * clip_s for row in rows]
     lengths_s = [max(0.0, row.video.duration_s - start_s) for row, start_s in zip(rows, starts_s)]
-    return decode(outputs, [row.query for row in rows], [row.clips for row in rows], lengths_s, clip_s)
+    return decode(outputs, [row.query for row in rows], [row.clips for row in rows], lengths_s, clip_s, model)
 
 
 def _padded(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -85,7 +85,7 @@ def _shown(
     end_s, announced_s = clock.end_s(getattr(waiting, "duration", 0) or 0), _promised_s(container, stream)
     warnings.extend(f"{path}: {count} {what}" for what, count in clock.mended.items())
     if announced_s - end_s > _PROMISE_S:
-        warnings.append(f"{path}: its header promises {announced_s:.1f} s, {end_s:.1f} s could be decoded and were used")
+        warnings.append(f"{path}: its header promises {announced_s:.1f} s, {end_s:.1f} s could be decoded and are used")
     yield Shown(waiting, end_s, True, aspect, display.crop)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import zipfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from ..data.annotations import Row, clips_of
 from ..errors import InputError
 from ..files import write_bytes
+from ..strict_json import dump_json
 
 KEYS = ("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores")
 FILES = ("hl_val_submission.jsonl", "hl_test_submission.jsonl")  # names that the server asks for
@@ -114,7 +114,7 @@ def _are_numbers(values: Any, count: int) -> bool:
 
 
 def _jsonl(rows: Sequence[Row]) -> bytes:
-    lines = (json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows)
+    lines = (dump_json({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows)
     return "".join(lines).encode()
 
 

@@ -122,6 +122,7 @@ class GroundingModel(ClosedAtEnd):
         have, need = projection.outputs[PROJECTED], head.inputs[PROJECTED]
         if have != need:
             raise ContractError(f"{PROJECTED}: the projection gives {have}, the head takes {need}; export both again")
+        self.name = " and ".join(getattr(model, "name", "a model") for model in (projection, head))
         self.metadata = head.metadata
         self.inputs = {**projection.inputs, **head.inputs}
         del self.inputs[PROJECTED]

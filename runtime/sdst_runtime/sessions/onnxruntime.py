@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import bounds
 from ..errors import DependencyError, InputError, SessionError, require_package
 from ..machine import DeviceChoice, usable_cores
 from .base import ProcessSession, TensorInfo, require_inputs
@@ -35,8 +36,8 @@ class OnnxRuntimeSession(ProcessSession):
 
         Raises InputError for a file that cannot be loaded, DependencyError when "cuda" cannot be had.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads: expected at least 1, got {threads}")
+        if threads is not None:
+            bounds.require("threads", threads, bounds.THREADS)
         self.path = Path(path)
         super().__init__(self.path.name)
         if not self.path.is_file():

@@ -335,5 +335,5 @@ def test_unreadable_file(tmp_path: Path) -> None:
 def test_bad_contract(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="resize must be one of"):
         ClipStream(tmp_path / "a.mp4", make_spec(resize="antialias"))
-    with pytest.raises(InputError, match="must be positive"):
+    with pytest.raises(InputError, match=r"clip_s: expected at least 0.01 seconds, got 0.0"):
         ClipStream(tmp_path / "a.mp4", make_spec(clip_s=0.0))

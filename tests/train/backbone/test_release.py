@@ -121,7 +121,7 @@ def gives_official_numbers(vision: VisionEncoder, text: TextEncoder, official) -
 # ---- what a checkpoint may look like
 
 
-@pytest.mark.parametrize("layout", ["module", "model", "bare", "safetensors"])
+@pytest.mark.parametrize("layout", ["module", "model", "state_dict", "bare", "safetensors"])
 def test_every_layout_gives_the_official_numbers(tmp_path: Path, released, official, layout: str) -> None:
     path = tmp_path / f"released.{'safetensors' if layout == 'safetensors' else 'pth'}"
     if layout == "safetensors":
@@ -139,6 +139,14 @@ def test_every_layout_gives_the_official_numbers(tmp_path: Path, released, offic
     for encoder in (release.vision, release.text):
         assert not encoder.training
         assert not any(parameter.requires_grad or parameter.is_meta for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_names_with_the_prefix_of_a_wrapper(tmp_path: Path, released, official, prefix: str) -> None:
+    named = {prefix + name: x for name, x in released.items()}
+    torch.save({"epoch": 3, "state_dict": {"module": named}}, tmp_path / "wrapped.ckpt")
+    release = load_internvideo2(tmp_path / "wrapped.ckpt", TINY, frames=8, clip_s=1.5, layers=3)
+    gives_official_numbers(release.vision, release.text, official)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -15,7 +15,7 @@ from tiny_world import CLIP_S, SPEC, TINY, make_samples
 from torch import nn
 
 from sdst_runtime.data.dataset import pad_inputs
-from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.errors import ContractError, InputError, SessionError
 from sdst_runtime.files import pack_header
 from sdst_runtime.grounding.decode import decode, predict
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -109,6 +109,28 @@ def test_checkpoint_with_other_names(checkpoint):
     rewrite(path, lambda old: {"x": torch.zeros(1)})
     with pytest.raises(ContractError, match=r" and \d+ more; check the model's config"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_with_the_prefix_of_a_wrapper(checkpoint, prefix):
+    path, made = checkpoint
+    rewrite(path, lambda weights: {prefix + name: tensor for name, tensor in weights.items()})
+    loaded = load_checkpoint(path).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in made.model.state_dict().items())
+
+
+def test_a_file_of_torch_save_is_told_what_to_give(checkpoint, tmp_path):
+    _, made = checkpoint
+    torch.save({"state_dict": made.model.state_dict()}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"got a file of torch.save .* give RUN/best.safetensors"):
+        load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_weights_with_nan_give_no_predictions(checkpoint):
+    path, _ = checkpoint
+    rewrite(path, lambda weights: {name: tensor * float("nan") for name, tensor in weights.items()})
+    with pytest.raises(SessionError, match="of its output spans are NaN or infinite"):
+        predict(TorchSession(load_checkpoint(path).model), make_samples(2), CLIP_S)
 
 
 def test_checkpoint_that_cannot_be_written(checkpoint, tmp_path):

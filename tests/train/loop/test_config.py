@@ -11,7 +11,8 @@ from typing import get_args
 import pytest
 
 from sdst.cli import main
-from sdst.options import data_options, load_config, parse_options
+from sdst.data import check_options
+from sdst.options import load_config, parse_options
 from sdst.train import NewRun
 from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.errors import ContractError, InputError
@@ -55,7 +56,7 @@ def test_a_partial_config_keeps_the_defaults(tmp_path):
         ('{"model": {"width": 30}}', "its config does not fit: model.width: expected a multiple of heads"),
         ('{"patience": -1}', "its config does not fit: patience: expected at least 0, got -1"),
         ('{"ema_decay": 1.0}', "ema_decay: expected 0 <= decay < 1, got 1.0"),
-        ('{"data": {"clip_s": 0}}', "data.clip_s: expected a positive number"),
+        ('{"data": {"clip_s": 0}}', "data.clip_s: expected at least 0.01 seconds, got 0.0"),
         ('{"seed": -1}', "seed: expected at least 0, got -1"),
         ('{"weight_decay": -0.1}', "weight_decay: expected at least 0, got -0.1"),
         ('{"loss": {"temperature": 0}}', "loss.temperature: expected a positive number, got 0"),
@@ -88,9 +89,7 @@ def test_any_field_is_an_option():
         data=dataclasses.replace(base.data, root="D"),
         loss=dataclasses.replace(base.loss, overlap="giou"),
     )
-    assert data_options(["tacos", "--root", "D"], "sdst data check") == dataclasses.replace(
-        PRESETS["tacos"].data, root="D"
-    )
+    assert check_options(["tacos", "--root", "D"]).data == dataclasses.replace(PRESETS["tacos"].data, root="D")
 
 
 @pytest.mark.parametrize(
