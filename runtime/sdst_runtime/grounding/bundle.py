@@ -8,6 +8,8 @@ is the part of the head that no sentence changes: it runs once a video.
 from __future__ import annotations
 
 import dataclasses
+import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from ..errors import ContractError, InputError
 from ..files import sha256_file, write_json
 from ..sessions.base import MODELS, GroundingModel, Session
 from ..sessions.open import open_session
+from ..sessions.plugin_library import LIBRARIES, Brought, PluginDevice
+from ..sessions.tensorrt.sidecar import SUFFIX
 from ..strict_json import read_strict
 
 MANIFEST = "bundle.json"
@@ -58,11 +62,17 @@ class Bundle:
                     f"{directory}: {name} has changed: sha256 {got[:12]}, {MANIFEST} says {digest[:12]}; "
                     "copy it again or export anew"
                 )
+        for name in manifest.models.values():
+            _require_listed(directory, name, manifest)
         return cls(directory, manifest)
 
     def path(self, model: str) -> Path:
         """The file of one of MODELS."""
         return self.directory / self.manifest.models[model]
+
+    def brought(self, device: PluginDevice) -> Brought:
+        """The bundle's own library of sdst::RDSA, if it lists one; it is loaded on the user's word alone."""
+        return Brought(self.directory, self.manifest.files.get(LIBRARIES[device]))
 
     def session(self, model: str, threads: int | None = None) -> Session:
         """Open a model. Raises ContractError when it was exported under another contract than the bundle's."""
@@ -99,6 +109,36 @@ def write_manifest(
     manifest = Manifest(FORMAT, version, spec, models, files)
     write_json(directory / MANIFEST, dataclasses.asdict(manifest))
     return Bundle(directory, manifest)
+
+
+def _require_listed(directory: Path, model: str, manifest: Manifest) -> None:
+    """Raise ContractError when a model reads files that bundle.json does not list: nobody knows what is in them."""
+    path = directory / model
+    used = [model + SUFFIX] if path.suffix == ".plan" else _weight_files(path)
+    for name in used:
+        if name not in manifest.files:
+            raise ContractError(
+                f"{path}: reads the file {name}, which {MANIFEST} does not list; copy the bundle again or export anew"
+            )
+
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")  # a key and its value's length
+
+
+def _weight_files(path: Path) -> list[str]:
+    """Names of the files beside an ONNX file that hold its weights: `location` of each TensorProto.external_data."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = {}
+            for match in _LOCATION.finditer(data):
+                low, *high = match[1]
+                length = (low & 0x7F) + (high[0] << 7 if high else 0)
+                found[data[match.end() : match.end() + length].decode("utf-8", "replace")] = None
+            return list(found)
+    except ValueError:  # an empty file, which the runner refuses
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _read_manifest(directory: Path) -> Manifest:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DependencyError, InputError, SessionError, require_package
+from ..errors import DependencyError, InputError, SessionError
 from ..machine import DeviceChoice, usable_cores
 from .base import ProcessSession, TensorInfo, require_inputs
 from .int8_products import FLOAT_PRODUCTS, products_are_exact
+from .ort import import_onnxruntime
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -95,7 +96,7 @@ _ONNX_TYPES = {
 
 
 def _load(path: Path, threads: int, device: DeviceChoice) -> Any:
-    ort: Any = require_package("onnxruntime", "")
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
