@@ -20,13 +20,13 @@ SIZE = 1 << 16
 def test_four_threads_on_one_file_never_show_a_torn_one(tmp_path):
     target, stop = tmp_path / "target", threading.Event()
     write_bytes(target, bytes(SIZE))
-    faults: list[BaseException] = []
+    faults: list[Exception] = []
 
     def write(letter: bytes) -> None:
         try:
             for _ in range(200):
                 write_bytes(target, letter * SIZE)
-        except BaseException as error:  # shown below
+        except Exception as error:  # noqa: BLE001  shown below
             faults.append(error)
 
     writers = [threading.Thread(target=write, args=(letter,)) for letter in (b"a", b"b", b"c", b"d")]

@@ -5,19 +5,20 @@ A StoredArray reads at every use, so that a data set larger than memory can be t
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from ..errors import InputError, require_package
+from ..errors import InputError, foreign_errors, require_package
+from ..strict_json import Misfit, parse, parse_value
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
@@ -69,29 +70,42 @@ def read_header(path: Path) -> Header:
             (length,) = struct.unpack("<Q", stream.read(8))
             size = stream.seek(0, 2)
             stream.seek(8)
-            content = json.loads(stream.read(length)) if length <= size - 8 else {}
-        metadata = dict(content.pop("__metadata__", {}))
-        dtypes = {entry["dtype"] for entry in content.values()}
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in content.items()}
+            text = stream.read(length) if length <= size - 8 else b"{}"
+        entries, metadata = _entries(text)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such feature file; extract the features of this data set first") from error
-    except (
-        OSError,
-        struct.error,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-    ) as error:
+    except (OSError, struct.error, Misfit) as error:
         raise InputError(f"{path}: {_NOT_READABLE} ({error}); {_AGAIN}") from error
+    end = max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if size != 8 + length + end:
         raise InputError(f"{path}: {_NOT_READABLE} ({size} bytes, its header tells of {8 + length + end}); {_AGAIN}")
-    if not dtypes <= {"F16", "F32"}:
-        raise InputError(f"{path}: expected features in float16 or float32, got {', '.join(sorted(dtypes))}; {_AGAIN}")
-    return Header(metadata, shapes)
+    for name, entry in entries.items():
+        if entry.dtype not in _BYTES:
+            raise InputError(f"{path}: expected features in float16 or float32, got {entry.dtype}; {_AGAIN}")
+        start, stop = entry.data_offsets
+        if min(entry.shape, default=0) < 0 or math.prod(entry.shape) * _BYTES[entry.dtype] != stop - start:
+            told = f"{name} of shape {entry.shape} in {stop - start} bytes"
+            raise InputError(f"{path}: {_NOT_READABLE} ({told}); {_AGAIN}")
+    return Header(metadata, {name: entry.shape for name, entry in entries.items()})
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor in a safetensors header."""
+
+    dtype: str
+    shape: Shape
+    data_offsets: tuple[int, int]
+
+
+_BYTES = {"F16": 2, "F32": 4}
+
+
+def _entries(text: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """Tensors and metadata of a safetensors header. Raises Misfit."""
+    content = parse(dict[str, Any], text)
+    metadata = parse_value(dict[str, str], content.pop("__metadata__", {}))
+    return parse_value(dict[str, _Entry], content), metadata
 
 
 class TensorFile:
@@ -108,12 +122,10 @@ class TensorFile:
     def read(self, key: str, index: Index) -> np.ndarray:
         """A part of the tensor `key`. Raises InputError naming the file when it is gone, broken or not finite."""
         safetensors: Any = require_package("safetensors", "")
-        try:
+        with foreign_errors(f"{self.path}: {_NOT_READABLE}", _AGAIN):
             if self._process != os.getpid():
                 self._opened, self._process = safetensors.safe_open(self.path, "numpy"), os.getpid()
             values = self._opened.get_slice(key)[index]
-        except (safetensors.SafetensorError, OSError, IndexError) as error:
-            raise InputError(f"{self.path}: {_NOT_READABLE} ({error}); {_AGAIN}") from error
         return _finite(values, self.path)
 
 
@@ -124,15 +136,8 @@ def read_tensor(path: Path, index: Index) -> np.ndarray:
 
 def read_npz_shape(path: Path, key: str) -> Shape:
     """The shape of a float16 or float32 array in an npz file, without decompressing it. Raises InputError."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such feature file; {_FETCH}") from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({error}); {_FETCH}") from error
+    with _member(path, key) as stream:
+        shape, _, dtype = _npy_header(stream)
     if dtype not in (np.float16, np.float32):
         raise InputError(f"{path}: expected {key} in float16 or float32, got {dtype}")
     return shape
@@ -140,12 +145,33 @@ def read_npz_shape(path: Path, key: str) -> Shape:
 
 def read_npz(path: Path, key: str, index: Index) -> np.ndarray:
     """A part of an array of an npz file. Raises InputError naming the file when it is gone, broken or not finite."""
-    try:
-        with np.load(path) as archive:
-            values = archive[key][index]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({error}); {_FETCH}") from error
+    with _member(path, key) as stream:
+        values = np.lib.format.read_array(stream, allow_pickle=False)[index]
+    if values.dtype not in (np.float16, np.float32):
+        raise InputError(f"{path}: expected {key} in float16 or float32, got {values.dtype}")
     return _finite(values, path)
+
+
+@contextmanager
+def _member(path: Path, key: str) -> Iterator[IO[bytes]]:
+    """An array's file inside an npz archive: the one place where archives are opened.
+
+    Whatever zipfile, its decompressors and numpy raise for a damaged one, within the block too, is an InputError.
+    """
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such feature file; {_FETCH}")
+    with (
+        foreign_errors(f"{path}: {_NOT_READABLE} with an array {key}", _FETCH),
+        zipfile.ZipFile(path) as archive,
+        archive.open(f"{key}.npy") as stream,
+    ):
+        yield stream
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)
 
 
 def _finite(values: np.ndarray, path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ from ..distribution import install_command
 from ..errors import ContractError, DependencyError, SdstError
 from ..grounding.bundle import MODELS, Bundle
 from ..machine import instructions, usable_cores
-from ..sessions.base import Session
+from ..sessions.base import Session, limit_of
 from ..sessions.int8_products import products_are_exact
 from ..sessions.ort import import_onnxruntime
 from .check import Check, split_message
@@ -146,11 +146,11 @@ def _run_model(bundle: Bundle, model: str) -> str:
 
 def random_inputs(session: Session) -> dict[str, np.ndarray]:
     """Inputs of a model, within what its file says that it takes; all clips and tokens valid."""
-    rng, inputs, told = np.random.default_rng(0), {}, session.metadata
-    rows, clips = int(told.get("sdst.max_batch", 1)), int(told.get("sdst.max_clips", SIZES["T"]))
+    rng, inputs = np.random.default_rng(0), {}
+    rows, clips = limit_of(session, "sdst.max_batch", 1), limit_of(session, "sdst.max_clips", SIZES["T"])
     sizes = SIZES | {"B": min(SIZES["B"], rows), "T": min(SIZES["T"], clips)}
     for name, info in session.inputs.items():
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in info.shape]
+        shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in info.shape]
         if info.dtype == np.bool_:
             inputs[name] = np.ones(shape, bool)
         elif info.dtype.kind in "iu":

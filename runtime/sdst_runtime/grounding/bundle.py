@@ -13,11 +13,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from ..contracts import SPEC_KEY, FeatureSpec
-from ..errors import ContractError, InputError
+from ..errors import ContractError, InputError, SdstError
 from ..files import sha256_file, write_json
-from ..sessions.base import MODELS, GroundingModel, Session
+from ..sessions.base import MODELS, GroundingModel, ModelKind, Session, require_signature
 from ..sessions.open import open_session
 from ..sessions.plugin_library import LIBRARIES, Brought, PluginDevice
 from ..sessions.tensorrt.sidecar import SUFFIX
@@ -77,6 +78,14 @@ class Bundle:
     def session(self, model: str, threads: int | None = None) -> Session:
         """Open a model. Raises ContractError when it was exported under another contract than the bundle's."""
         session = open_session(self.path(model), threads)
+        try:
+            self._require_own(model, session)
+        except SdstError:
+            session.close()
+            raise
+        return session
+
+    def _require_own(self, model: str, session: Session) -> None:
         text = session.metadata.get(SPEC_KEY)
         if text is None:
             raise ContractError(f"{self.path(model)}: carries no feature contract; export it again with this project")
@@ -88,7 +97,7 @@ class Bundle:
             exact=True,
             mend="export the bundle again",
         )
-        return session
+        require_signature(cast(ModelKind, model), session, self.path(model))
 
     def grounding_model(self, threads: int | None = None) -> GroundingModel:
         """The projection and the head as one model. Raises ContractError when they do not belong together."""

@@ -20,7 +20,7 @@ from ..contracts import EncodedVideo, Grounding, VideoFeatures
 from ..errors import ContractError, InputError
 from ..media.clips import decoder_name
 from ..media.workers import Ending, Piece, Unusable, decode_pieces
-from ..sessions.base import PROJECTED, ClosedAtEnd, Session
+from ..sessions.base import PROJECTED, ClosedAtEnd, Session, limit_of
 from .bundle import TOKENIZER, Bundle
 from .decode import decode
 from .tokenizer import Tokenizer
@@ -281,4 +281,4 @@ def _padded(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _limit(model: Session, key: str, default: int) -> int:
     """What an engine's metadata says of its profiles; ONNX files take any size."""
-    return int(model.metadata.get(key, default))
+    return limit_of(model, key, default)
