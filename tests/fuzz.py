@@ -118,7 +118,7 @@ def _serve(name: str, place: Path) -> None:
 
     form, out = FORMATS[name], sys.stdout
     kind, told = _read(name, place / "sound", place / "work")
-    if kind != "ok":
+    if kind != ("error" if form.refused else "ok"):
         sys.exit(f"{kind}: {told}")
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     print("ready", file=out, flush=True)

@@ -58,7 +58,13 @@ def _pack(kind: str, paths: Sequence[Path], target: Path, contract: Contract) ->
         header = read_header(path)
         values = unpack_header(header.metadata, (SPEC, own_key), path)
         contract.check(path, values[SPEC])
-        stated[path.stem] = parse(values[own_key])
+        try:
+            stated[path.stem] = parse(values[own_key])
+        except ValueError as error:
+            told = values[own_key][:40]
+            raise InputError(f"{path}: {own_key}: expected seconds, got {told!r}; extract it again") from error
+        if "features" not in header.shapes:
+            raise InputError(f"{path}: expected a tensor features; extract it again")
         shapes[path.stem] = header.shapes["features"]
         if DECODER in values:
             decoders[path.stem] = values[DECODER]
