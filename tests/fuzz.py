@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_formats import FORMATS
 
 LIMIT_S = 30.0  # for one input; the sound ones take milliseconds
+CHILD = __file__  # what a child runs
 MOST_BYTES = 8 << 30  # of a reader's address space: a file of kilobytes that asks for more is an error of ours
 
 
@@ -96,7 +97,7 @@ def _verdicts(name: str, place: Path, sound: bytes, seed: int) -> Iterator[tuple
 
 
 def _start(name: str, place: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, __file__, "--child", name, str(place)]
+    command = [sys.executable, CHILD, "--child", name, str(place)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
     if child.stdout.readline() != b"ready\n":

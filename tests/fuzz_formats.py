@@ -119,13 +119,12 @@ def _run(folder: Path, exported: Path) -> None:
     from sdst_train.presets import PRESETS
 
     facts = {
-        "finished": {"reason": "all epochs", "best_epoch": 1, "seconds": 3.5}, "machine": {"processor": "x"},
-        "parameters": 1000, "train_queries": 5, "val_queries": 2, "contract": {}, "repairs": [], "world": 1,
-        "device": "cpu", "best": 10.0, "seconds": 3.5, "usual_clips": 10, "longest_clips": 12,
+        "started": "2026-11-28T04:50:40+00:00", "versions": {"torch": "2.13.0"}, "machine": {"processor": "x"},
+        "parameters": 1000, "train_queries": 5, "val_queries": 2, "world_size": 1, "repairs": [],
+        "finished": {"reason": "all epochs", "best_epoch": 1, "seconds": 3.5},
     }  # fmt: skip
-    from sdst_train.loop import run_report
-
-    facts |= {key: 1 for key in run_report.FACT_KEYS if key not in facts}
+    lengths = {name: {"MR-mAP": {"average": 1.0}, "MR-R1": {"0.5": 2.0, "0.7": None}} for name in ("short", "long")}
+    write_json(folder / "val_metrics.json", {"brief": {"MR-full-mAP": 10.0}, **lengths})
     write_json(folder / "config.json", dataclasses.asdict(PRESETS["demo"]))
     write_json(folder / "run.json", facts)
     row = {"epoch": 1, "step": 3, "loss": 0.5, "rate": 1e-3, "MR-full-mAP": 10.0, "MR-full-R1@0.5": 20.0}
@@ -350,6 +349,7 @@ FORMATS: dict[str, Format] = {
     "run config": Format("config.json", _run, _read_run, JSON),
     "steps.jsonl": Format("steps.jsonl", _run, _read_run, LINES),
     "metrics.jsonl": Format("metrics.jsonl", _run, _read_run, LINES),
+    "val_metrics.json": Format("val_metrics.json", _run, _read_run, JSON),
     "sidecar": Format("head.plan.json", _plan, _read_plan, JSON),
     "plan": Format("head.plan", _plan, _read_plan, BYTES),
     "tokenizer": Format("tokenizer.json", _copied("bundle/tokenizer.json", "tokenizer.json"), _read_tokenizer, JSON),
