@@ -44,7 +44,9 @@ class RunLog:
         names = [name for name in rows[0] if name not in ("step", "epoch")]
         broken = [name for name in names for row in rows if not isinstance(row.get(name), int | float)]
         if broken:
-            raise InputError(f"steps.jsonl: {broken[0]} is no number in a step of epoch {epoch}; start a new run")
+            raise InputError(
+                f"steps.jsonl: {broken[0][:60]!r} is no number in a step of epoch {epoch}; start a new run"
+            )
         return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ stopped has a report too. Metrics are percent.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -80,8 +81,12 @@ def _warnings(config: dict[str, Any], facts: dict[str, Any], epochs_logged: int)
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
-    """The values under the names that are shown; those that were not measured are left out."""
-    return {shown: values[name] for shown, name in names.items() if values.get(name) is not None}
+    """The values under the names that are shown; those that were not measured, or are infinite, are left out."""
+    return {
+        shown: values[name]
+        for shown, name in names.items()
+        if values.get(name) is not None and not math.isinf(values[name])
+    }
 
 
 def _curves(log: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -206,7 +211,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         wrong = [name for name, value in row.items() if not _is_number(value) and value is not None]
         if wrong or not isinstance(row.get("epoch"), int):
-            raise InputError(f"{path}, line {number}: {(wrong or ['epoch'])[0]}: expected a number; {_MEND}")
+            raise InputError(f"{path}, line {number}: {(wrong or ['epoch'])[0][:60]}: expected a number; {_MEND}")
     return rows
 
 
