@@ -27,6 +27,7 @@ RETRIEVAL = {"R1@0.5": "MR-full-R1@0.5", "R1@0.7": "MR-full-R1@0.7", "mAP": "MR-
 MOMENTS = {name: name for name in ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")}
 NOT_LOSSES = ("epoch", "step", "seconds", "lr")
 LINES_A_CHART = 4
+_DRAWN = 1e100  # values beyond it, as of a loss that went to infinity, have no place on an axis
 
 
 def write_run_report(run: Path) -> Path:
@@ -81,12 +82,16 @@ def _warnings(config: dict[str, Any], facts: dict[str, Any], epochs_logged: int)
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
-    """The values under the names that are shown; those that were not measured, or are infinite, are left out."""
+    """The values under the names that are shown; those not measured, or beyond any axis, are left out."""
     return {
         shown: values[name]
         for shown, name in names.items()
         if values.get(name) is not None and not math.isinf(values[name])
     }
+
+
+def _is_drawn(value: float) -> bool:
+    return math.isnan(value) or value == 0 or 1 / _DRAWN < abs(value) < _DRAWN
 
 
 def _curves(log: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
