@@ -83,11 +83,8 @@ def _warnings(config: dict[str, Any], facts: dict[str, Any], epochs_logged: int)
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
     """The values under the names that are shown; those not measured, or beyond any axis, are left out."""
-    return {
-        shown: values[name]
-        for shown, name in names.items()
-        if values.get(name) is not None and not math.isinf(values[name])
-    }
+    found = {shown: values.get(name) for shown, name in names.items()}
+    return {shown: value for shown, value in found.items() if value is not None and _is_drawn(value)}
 
 
 def _is_drawn(value: float) -> bool:
