@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import onnxruntime
 import torch
 import tyro
 from timing import interleave, report
@@ -27,6 +26,7 @@ from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.sessions.base import GroundingModel
 from sdst_runtime.sessions.open import open_session
+from sdst_runtime.sessions.ort import import_onnxruntime
 from sdst_train.config import ModelConfig, TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.model.sdst import SDST
@@ -67,7 +67,7 @@ def main(
         first, following = calls(open_head(trained, precision, threads), inputs)
         variants |= {f"onnxrt {precision}, first query": first, f"onnxrt {precision}, next query": following}
     title = f"head, B {batch} T {clips} L {tokens}, {threads} threads"
-    versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
+    versions = {"torch": torch.__version__, "onnxruntime": import_onnxruntime().__version__}
     report(title, interleave(variants, seconds=seconds), versions=versions, output=output)
 
 

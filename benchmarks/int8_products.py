@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.sessions.base import GROUNDING_MODELS
 from sdst_runtime.sessions.int8_products import products_are_exact
+from sdst_runtime.sessions.ort import import_onnxruntime
 
 
 def main(
@@ -55,6 +55,7 @@ def main(
 
 
 def _exact(bundle: Bundle, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     values = dict(inputs)

@@ -6,6 +6,7 @@ A variant is described by plain values, so that another process can open it and 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdst_runtime.bench.measure import Footprint, Sessions, Shape, head_inputs, make_inputs
+from sdst_runtime.children import end_with_parent
 from sdst_runtime.errors import DependencyError, InputError, SdstError, require_package
 from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
 from sdst_runtime.grounding.tokenizer import Tokenizer
@@ -91,7 +93,7 @@ def footprint(candidate: Candidate, bundle: Bundle, shape: Shape) -> Footprint:
     files = _files(candidate)
     if candidate.reason:
         return Footprint(candidate.name, files, None, None, candidate.reason)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
         try:
             memory, gpu = pool.submit(_memory_of, candidate, bundle.directory, shape).result()
         except SdstError as error:

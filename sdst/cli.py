@@ -11,6 +11,8 @@ from typing import Any
 
 from . import __version__
 
+TRACEBACK = "SDST_TRACEBACK"  # of the environment: "1" shows where a fault of ours arose
+
 VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "ground": ("sdst.ground:ground", "", "find the moments of a video that sentences describe"),
     "data check": ("sdst.data:check", "", "look for missing or mismatched files of a data set"),
@@ -41,18 +43,38 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit code 0, or 2 for an error that the message on stderr explains; 1 when only a part failed."""
+    """Run one verb. Exit code 0, or 2 for an error that the message on stderr explains; 1 when only a part failed.
+
+    70 for a fault of this project, 130 when interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by the caller: what a verb says would be lost
+        return fail("standard output is closed: send it to a file or to /dev/null")
     try:
-        code = _run(arguments)
-        sys.stdout.flush()
+        try:
+            code = _run(arguments)
+        finally:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
+    except OSError as error:  # a full disk behind the output
+        _drop_output()
+        return fail(f"cannot write the output: {error.strerror or error}; send it to another place")
+    except Exception as error:  # the last net: a fault of ours
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        said = " ".join(str(error).split())[:300]
+        return fail(f"{type(error).__name__}: {said}; run again with {TRACEBACK}=1 to see where", code=70)
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere, so that it does not fail again when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import tyro
 from rich.table import Table
@@ -21,7 +21,7 @@ from sdst_runtime.contracts import STEPS_KEY
 from sdst_runtime.data.config import SplitName
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.errors import ContractError, InputError, PartialFailure
-from sdst_runtime.files import make_directory, write_json
+from sdst_runtime.files import make_directory, temporary_folder, write_json
 from sdst_runtime.grounding.bundle import MANIFEST, Bundle
 from sdst_runtime.machine import machine_facts
 from sdst_runtime.sessions.base import GROUNDING_MODELS
@@ -224,8 +224,8 @@ def _reference_graphs(path: Path) -> Iterator[dict[str, Path]]:
     from sdst_train.loop.checkpoint import load_checkpoint
 
     lowered = lower(load_checkpoint(path / BEST if path.is_dir() else path))
-    with TemporaryDirectory() as folder:
-        graphs = {graph: Path(folder) / f"{graph}.onnx" for graph in GROUNDING_MODELS}
+    with temporary_folder(Path(gettempdir())) as folder:
+        graphs = {graph: folder / f"{graph}.onnx" for graph in GROUNDING_MODELS}
         save_model(export_projection(lowered), graphs["projection"])
         save_model(export_head(lowered), graphs["head"])
         yield graphs

@@ -6,8 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdst_export.engine.cache import cache_folder
+from sdst_runtime.children import tied_process
 from sdst_runtime.errors import ContractError, DependencyError, InputError, SdstError
 from sdst_runtime.files import copy_file, only_process, remove, sha256_file, write_text
 from sdst_runtime.machine import gpus, usable_cores
@@ -210,22 +209,15 @@ def _require_wanted(made: PluginInfo, device: PluginDevice, needs_tensorrt: bool
 
 
 def _run(command: list[str], log: Path) -> int:
-    """The exit code. Shows status lines and progress on stderr; an interrupted step takes the compilers along."""
+    """The exit code. Shows status lines and progress on stderr; the compilers end with this process."""
     console, lines = make_console(stderr=True), []
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
-    ) as process:  # fmt: skip
+    with tied_process(command, {**os.environ, "LC_ALL": "C"}) as process:
         assert process.stdout
-        try:
-            for line in process.stdout:
-                lines.append(line)
-                if line.startswith(("-- ", "[")):
-                    _say(console, line.rstrip())
-            code = process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            raise
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(("-- ", "[")):
+                _say(console, line.rstrip())
+        code = process.wait()
     write_text(log, "".join(lines))
     return code
 

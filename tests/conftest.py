@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test imports ONNX Runtime by itself
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cores
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

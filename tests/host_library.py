@@ -56,6 +56,15 @@ def stating(info: str) -> str:
     return f'{EXPORTS}extern "C" const char* sdst_build_info() {{ return R"({info})"; }}\n'
 
 
+def tells_when_loaded(place: Path, info: str = SOUND) -> str:
+    """C++ of a library as `stating` makes it, which writes the file `place` as soon as it is loaded."""
+    return f"""#include <cstdio>
+__attribute__((constructor)) static void tell() {{
+    if (std::FILE* file = std::fopen("{place}", "w")) std::fclose(file);
+}}
+{stating(info)}"""
+
+
 def _run(*command: object) -> None:
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False

@@ -94,7 +94,8 @@ class MockedTensorRT:
 
         Fails the test, with what the process wrote, when the process fails.
         """
-        paths = [str(self.packages), str(TESTS), os.environ.get("PYTHONPATH", "")]
+        own = Path(sys.modules[function.__module__].__file__ or "").parent  # where the function's test module lies
+        paths = [str(self.packages), str(own), str(TESTS), os.environ.get("PYTHONPATH", "")]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
         environment |= {"LD_LIBRARY_PATH": str(self.libraries), "SDST_PLUGINS": str(self.plugin)}
         command = [sys.executable, "-c", _CALL, function.__module__, function.__name__, *arguments]

@@ -22,6 +22,7 @@ import numpy as np
 
 from sdst_runtime.errors import InputError, require_package
 from sdst_runtime.machine import usable_cores
+from sdst_runtime.sessions.ort import import_onnxruntime
 
 Inputs = Mapping[str, np.ndarray]
 Feeds = Callable[[], Iterable[Inputs]]  # the inputs of a model, from the start at each call
@@ -200,7 +201,7 @@ def _guarded_places(rdsa: Any, onnx: Any) -> list[Any]:
 
 
 def _open(model: Any, path: Path) -> Any:
-    ort: Any = require_package("onnxruntime", "")
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 3

@@ -35,7 +35,7 @@ def read_keep(path: Path) -> Keep:
             continue
         if model not in MODELS or not module or " " in module:
             raise InputError(
-                f"{path}, line {number}: expected  MODEL: MODULE  with one of {', '.join(MODELS)}, got {entry!r}"
+                f"{path}, line {number}: expected  MODEL: MODULE  with one of {', '.join(MODELS)}, got {entry[:60]!r}"
             )
         keep[model] = tuple(dict.fromkeys((*keep.get(model, ()), module)))
     return keep

@@ -90,7 +90,8 @@ class FeatureSpec:
             fits = ours >= theirs if part.name == "layers" and not exact else ours == theirs
             if not fits:
                 raise ContractError(
-                    f"feature contracts disagree on {part.name}: {have} has {ours!r}, {need} needs {theirs!r}; {mend}"
+                    f"feature contracts disagree on {part.name}: {have} has {ours!r:.100}, "
+                    f"{need} needs {theirs!r:.100}; {mend}"
                 )
 
 

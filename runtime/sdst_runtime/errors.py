@@ -7,6 +7,8 @@ traceback and exits with code 2, or 1 for a PartialFailure; library callers catc
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from .distribution import install_command
@@ -42,6 +44,21 @@ class DeviceError(SdstError):
 
 class PartialFailure(SdstError):
     """Some of many could not be done; all others are, and stay. The command exits with 1."""
+
+
+@contextmanager
+def foreign_errors(subject: str, mend: str, kind: type[SdstError] = InputError) -> Iterator[None]:
+    """Whatever a foreign library raises within the block becomes an error "SUBJECT (its words); MEND".
+
+    Libraries keep no list of what they raise, and a panic in Rust is not even an Exception.
+    """
+    try:
+        yield
+    except (SdstError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        raise kind(f"{subject} ({told}); {mend}") from error
 
 
 def require_package(module: str, extra: str) -> ModuleType:

@@ -7,11 +7,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError, InUseError
+from .scratch import scratch_folder, sweep
 from .strict_json import dump_json, load_json
 from .text import read_lines
 
@@ -22,19 +23,11 @@ _HEADER = "sdst"  # the one metadata entry of our safetensors files
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block ends well, remove it otherwise.
 
-    Raises InputError when the place cannot be written (missing permission, full disk, a file where a folder should be).
+    Writers of one `path`, threads or processes, do not see each other: the last to end stands. Raises InputError when
+    the place cannot be written (missing permission, full disk, a file where a folder should be).
     """
-    path = Path(path)
-    temporary = path.with_name(_temporary_name(path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place or free it") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with atomic_files([path]) as folder:
+        yield folder / Path(path).name
 
 
 @contextmanager
@@ -45,27 +38,36 @@ def atomic_files(paths: Sequence[Path]) -> Iterator[Path]:
     `atomic_path` does.
     """
     last = Path(paths[-1])
-    temporary = last.with_name(_temporary_name(last))
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for path in paths:
-            os.replace(temporary / path.name, path)
+        last.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(last.parent) as temporary:
+            yield temporary
+            for path in paths:
+                os.replace(temporary / Path(path).name, path)
     except OSError as error:
         raise InputError(f"cannot write {last}: {error.strerror or error}; choose another place or free it") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary_name(path: Path) -> str:
-    """Short, whatever the length of the target's name."""
-    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.{os.getpid()}.tmp"
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside the folder `beside`, which is made where it is missing.
+
+    What a killed process leaves there the next one removes. Raises InputError when it cannot be written.
+    """
+    make_directory(beside)
+    try:
+        with scratch_folder(beside) as folder:
+            yield folder
+    except OSError as error:
+        raise InputError(f"cannot write into {beside}: {error.strerror or error}; choose another place") from error
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete the temporary files of `atomic_path` that killed processes left. Hold `only_process` while you do."""
+    """Delete the temporary files that killed processes left. Hold `only_process` while you do."""
+    sweep(Path(directory))
     for path in Path(directory).glob(".*.tmp"):
-        remove(path)
+        if path.is_symlink() or not path.is_dir():
+            remove(path)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -19,13 +19,14 @@ from .errors import ContractError, InputError
 from .text import MARK
 
 T = TypeVar("T")
+_MOST_WORDS = 300  # characters of what a file says that a message repeats
 
 
 class Misfit(Exception):
     """What keeps a text from being what is expected; `line` of it where one is known, from 1."""
 
     def __init__(self, fault: str, line: int = 0) -> None:
-        super().__init__(fault)
+        super().__init__(fault if len(fault) <= _MOST_WORDS else f"{fault[:_MOST_WORDS]} ...")
         self.line = line
 
 

@@ -11,6 +11,7 @@ Shapes: N clips in a batch, K layers, V and X widths, E width of the shared spac
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ import torch.nn.functional as functional
 import tyro
 from torch import Tensor, nn
 
+from sdst_runtime.children import end_with_parent
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import require_package
 from sdst_runtime.files import make_directory
@@ -200,7 +202,7 @@ class ClipPool:
         """Paint `count` clips on all cores; the same for the same seed, whatever the number of cores."""
         share = 500
         sizes = [share] * (count // share) + ([count % share] if count % share else [])
-        with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as workers:
+        with ProcessPoolExecutor(usable_cores(), get_context("spawn"), end_with_parent, (os.getpid(),)) as workers:
             batches = list(workers.map(_render, [(seed, i, size) for i, size in enumerate(sizes)]))
         events = tuple(event for batch in batches for event in batch.events)
         others = [event for batch in batches for event in batch.others]

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sdst_runtime.children import end_with_parent
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import write_json, write_jsonl
 from sdst_runtime.machine import interrupts_ignored
@@ -193,7 +194,9 @@ def _render_all(out: Path, seed: int, size: int, jobs: list[tuple[str, int]], wo
             yield _render_one(out, seed, size, split, index)
         return
     # spawn: a fork of a process that runs threads (torch, onnxruntime) may hang
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), multiprocessing.get_context("spawn"), end_with_parent, (os.getpid(),)
+    )  # fmt: skip
     try:
         with interrupts_ignored():
             futures = [pool.submit(_render_one, out, seed, size, *job) for job in jobs]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from sdst_export.bundle import export_bundle
 from sdst_runtime import Grounder, bounds
 from sdst_runtime.data.dataset import Sample, batches_by_length, load_split, pad_inputs
 from sdst_runtime.errors import InputError
-from sdst_runtime.files import make_directory, read_jsonl, write_json, write_jsonl
+from sdst_runtime.files import read_jsonl, write_json, write_jsonl
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.machine import load_warning, machine_facts
 from sdst_runtime.metrics.evaluator import evaluate, top_clip_in_window
@@ -45,6 +44,7 @@ from ..panels import latency_rows, video_panel
 from ..progress import counted
 from ..training import train_with_progress
 from .dataset import CLIP_S, render_dataset
+from .place import clear_run, demo_folder
 from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
 
 METRICS = {  # our name -> the official evaluator's
@@ -78,9 +78,13 @@ def demo(
             "expected a training video, two held-out videos and an epoch at least, got "
             f"{train_videos}, {val_videos} and {epochs}"
         )
-    load = load_warning()
-    make_directory(out)
     bounds.require("seed", seed, bounds.SEED)
+    with demo_folder(out):
+        _run(out, seed, train_videos, val_videos, epochs)
+
+
+def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) -> None:
+    load = load_warning()
     stages = Stages(make_console(stderr=True))
     with stages.timed("render", "videos") as on_done:
         render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
@@ -90,8 +94,7 @@ def demo(
 
     with stages.timed("train"):
         config = demo_config(out, epochs, seed)
-        shutil.rmtree(out / "run", ignore_errors=True)  # a demo is run anew
-        checkpoint = train_with_progress(config, out / "run")
+        checkpoint = train_with_progress(config, clear_run(out))  # a demo is run anew
         train_samples, val_samples = (load_split(config.data, split).samples for split in ("train", "val"))
 
     with stages.timed("evaluate"):

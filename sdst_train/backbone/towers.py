@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.errors import ContractError, InputError, foreign_errors
 from sdst_runtime.files import atomic_path, sha256_file
 from sdst_runtime.grounding.tokenizer import Tokenizer
 from sdst_runtime.strict_json import dump_json, load_json, parse_strict
@@ -159,20 +159,19 @@ def load_backbone(path: Path, pool: Pool | None = None) -> Backbone:
     Raises InputError when the file is missing or not safetensors, ContractError when it is another kind of file or its
     tensors are not those of its own configuration (the first ten differences, and how many).
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path)
     digest = sha256_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}); make or download it again") from error
+    again = "make or download it again"
+    with foreign_errors(f"{path} is not a readable safetensors file", again), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
     header = _parse_header(metadata.get(METADATA_KEY), path)
     vision_config = _parse_config(VisionConfig, header["vision"], f"{path}, vision")
     text_config = _parse_config(TextConfig, header["text"], f"{path}, text")
-    with torch.device("meta"):  # names and shapes only: no memory, no random numbers
+    makes_none = f"{path}: its configuration makes no encoders"
+    with foreign_errors(makes_none, again, ContractError), torch.device("meta"):  # names and shapes only: no memory
         vision, text = VisionEncoder(vision_config), TextEncoder(text_config)
     _require_tensors(path, dict(_named_tensors(vision, text)), tensors)
     for prefix, encoder in (("vision.", vision), ("text.", text)):

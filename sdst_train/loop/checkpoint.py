@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from sdst_runtime.contracts import FeatureSpec
-from sdst_runtime.errors import ContractError, InputError
+from sdst_runtime.errors import ContractError, InputError, foreign_errors
 from sdst_runtime.files import pack_header, unpack_header, write_bytes
 from sdst_runtime.strict_json import dump_json, load_json
 
@@ -55,25 +56,37 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train one with  sdst train")
+    again = "use another or train again"
     try:
-        with safe_open(path, "pt") as stored:
+        with foreign_errors(f"{path}: not a readable checkpoint", again), safe_open(path, "pt") as stored:
             metadata = stored.metadata()
             weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
-    except (SafetensorError, OSError) as error:
-        if _is_torch_save(path):
-            raise InputError(
-                f"{path}: expected a checkpoint that  sdst train  wrote, got a file of torch.save without the "
-                "config and the contract; give RUN/best.safetensors, or for a released backbone  sdst convert-backbone"
-            ) from error
-        raise InputError(f"{path}: not a readable checkpoint ({error}); use another or train again") from error
+    except InputError as error:
+        if not _is_torch_save(path):
+            raise
+        raise InputError(
+            f"{path}: expected a checkpoint that  sdst train  wrote, got a file of torch.save without the "
+            "config and the contract; give RUN/best.safetensors, or for a released backbone  sdst convert-backbone"
+        ) from error
     header = unpack_header(metadata, ("config", "spec", "epoch", "metrics"), path)
     config = parse_config(header["config"], path)
     spec = FeatureSpec.from_json(header["spec"], path)
-    model = SDST(config.model).eval()
+    with foreign_errors(f"{path}: its config makes no model", again, ContractError):
+        model = SDST(config.model).eval()
     load_weights(model, unwrapped(weights), str(path))
-    lengths = (int(header.get(name, 0)) for name in ("usual_clips", "longest_clips"))
+    epoch, *lengths = (_number(header, name, path) for name in ("epoch", "usual_clips", "longest_clips"))
     metrics = load_json(header["metrics"], f"{path}: its metrics are", "train again")
-    return Checkpoint(model, config, spec, int(header["epoch"]), metrics, *lengths)
+    if not isinstance(metrics, dict):
+        raise InputError(f"{path}: expected its metrics by name, got {type(metrics).__name__}; train again")
+    return Checkpoint(model, config, spec, epoch, metrics, *lengths)
+
+
+def _number(header: Mapping[str, str], name: str, path: Path) -> int:
+    """A whole number that a header says, 0 where it does not say it."""
+    told = str(header.get(name, "0"))
+    if not (told.isascii() and told.isdigit() and len(told) < 10):
+        raise InputError(f"{path}: {name}: expected a whole number, got {told[:20]!r}; train again")
+    return int(told)
 
 
 def _is_torch_save(path: Path) -> bool:

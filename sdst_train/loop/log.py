@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import make_directory, write_jsonl
-from sdst_runtime.strict_json import dump_json
+from sdst_runtime.strict_json import dump_json, load_json
 
 
 class RunLog:
@@ -41,7 +40,13 @@ class RunLog:
     def mean_losses(self, epoch: int) -> dict[str, float]:
         """Mean over the steps of an epoch of everything that a step's line holds, in its order."""
         rows = [row for row in self.steps if row["epoch"] == epoch]
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name not in ("step", "epoch")}
+        names = [name for name in rows[0] if name not in ("step", "epoch")]
+        broken = [name for name in names for row in rows if not isinstance(row.get(name), int | float)]
+        if broken:
+            raise InputError(
+                f"steps.jsonl: {broken[0][:60]!r} is no number in a step of epoch {epoch}; start a new run"
+            )
+        return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -63,16 +68,29 @@ class RunLog:
 def _continue(path: Path, step: int) -> list[dict[str, Any]]:
     """Rows up to `step`, which are all that the file holds afterwards. A line that was cut by a kill is dropped."""
     rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if row["step"] <= step:
-                rows.append(row)
+    for line in _lines(path):
+        try:
+            row = load_json(line, f"{path}:")
+        except InputError:
+            break
+        if not isinstance(row, dict) or not all(_is_whole(row.get(name)) for name in ("step", "epoch")):
+            break
+        if row["step"] <= step:
+            rows.append(row)
     write_jsonl(path, rows)
     return rows
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a log, which need not be there."""
+    try:
+        return path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; move it away to go on without it") from error
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _append(path: Path) -> TextIO:

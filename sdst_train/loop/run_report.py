@@ -7,8 +7,9 @@ stopped has a report too. Metrics are percent.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sdst_runtime.files import read_jsonl, write_json
 from sdst_runtime.metrics.evaluator import LENGTH_RANGES_S
 from sdst_runtime.pages.charts import fixed
 from sdst_runtime.pages.report import Curve, MetricRow, Report, Table, write_report
-from sdst_runtime.strict_json import dump_json, read_json
+from sdst_runtime.strict_json import Misfit, dump_json, parse_value, read_json
 
 from ..config import TrainConfig, flatten
 from .published import BENCHMARKS
@@ -27,10 +28,7 @@ RETRIEVAL = {"R1@0.5": "MR-full-R1@0.5", "R1@0.7": "MR-full-R1@0.7", "mAP": "MR-
 MOMENTS = {name: name for name in ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")}
 NOT_LOSSES = ("epoch", "step", "seconds", "lr")
 LINES_A_CHART = 4
-CONFIG_KEYS = ("preset", "seed", "epochs", "select_by", "data")
-FACT_KEYS = (
-    "started", "finished", "parameters", "train_queries", "val_queries", "world_size", "versions", "machine", "repairs",
-)  # fmt: skip
+_DRAWN = 1e100  # values beyond it, as of a loss that went to infinity, have no place on an axis
 
 
 def write_run_report(run: Path) -> Path:
@@ -47,16 +45,16 @@ def write_run_report(run: Path) -> Path:
 
 def summarise(run: Path) -> dict[str, Any]:
     """Every number of the report, as JSON. Raises InputError as `write_run_report` does."""
-    config, facts = _read_json(run / "config.json", CONFIG_KEYS), _read_json(run / "run.json", FACT_KEYS)
-    log = read_jsonl(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
-    metrics = _read_json(run / "val_metrics.json") if (run / "val_metrics.json").is_file() else {}
+    config, facts = _read_as(_Settings, run / "config.json"), _read_as(_Facts, run / "run.json")
+    log = _read_log(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    metrics = _read_metrics(run / "val_metrics.json") if (run / "val_metrics.json").is_file() else {}
     brief = metrics.get("brief") or (log[-1] if log else {})
     names = {**RETRIEVAL, **HIGHLIGHTS} if config["data"]["metrics"] == "qvhighlights" else MOMENTS
     headline = _renamed(brief, names)
     return {
         "run": run.resolve().name,
-        **{key: config[key] for key in CONFIG_KEYS if key != "data"},
-        **{key: facts[key] for key in FACT_KEYS},
+        **{key: config[key] for key in ("preset", "seed", "epochs", "select_by")},
+        **{part.name: facts[part.name] for part in fields(_Facts)},
         "epochs_logged": len(log),
         "warnings": _warnings(config, facts, len(log)),
         "headline": headline,
@@ -85,8 +83,13 @@ def _warnings(config: dict[str, Any], facts: dict[str, Any], epochs_logged: int)
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
-    """The values under the names that are shown; those that were not measured are left out."""
-    return {shown: values[name] for shown, name in names.items() if values.get(name) is not None}
+    """The values under the names that are shown; those not measured, or beyond any axis, are left out."""
+    found = {shown: values.get(name) for shown, name in names.items()}
+    return {shown: value for shown, value in found.items() if value is not None and _is_drawn(value)}
+
+
+def _is_drawn(value: float) -> bool:
+    return math.isnan(value) or value == 0 or 1 / _DRAWN < abs(value) < _DRAWN
 
 
 def _curves(log: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -140,18 +143,102 @@ def _by_length(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 def _config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Fields by dotted name: those that differ from the defaults, and the others."""
     defaults = flatten(json.loads(dump_json(asdict(TrainConfig()))))
-    fields = flatten(config)
-    changed = {name: value for name, value in fields.items() if name not in defaults or defaults[name] != value}
-    return {"changed": changed, "default": {name: value for name, value in fields.items() if name not in changed}}
+    values = flatten(config)
+    changed = {name: value for name, value in values.items() if name not in defaults or defaults[name] != value}
+    return {"changed": changed, "default": {name: value for name, value in values.items() if name not in changed}}
 
 
-def _read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-    mend = "give the folder of a run that  sdst train  wrote"
-    values = read_json(path, mend)
-    missing = [key for key in keys if key not in values]
+@dataclass(frozen=True)
+class _Finished:
+    reason: str
+    best_epoch: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a report needs of run.json."""
+
+    started: str
+    finished: _Finished | None
+    parameters: int
+    train_queries: int
+    val_queries: int
+    world_size: int
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+    repairs: list[str]
+
+
+@dataclass(frozen=True)
+class _Data:
+    metrics: str
+    val: str
+    test: str
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a report needs of config.json, which may be of another version of this project."""
+
+    preset: str
+    seed: int
+    epochs: int
+    select_by: str
+    data: _Data
+
+
+_MEND = "give the folder of a run that  sdst train  wrote"
+
+
+def _read_as(kind: type[Any], path: Path) -> dict[str, Any]:
+    """An object in a file, with all its fields, of which those of `kind` are what they must be."""
+    values = read_json(path, _MEND)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected an object, got {type(values).__name__}; {_MEND}")
+    missing = [part.name for part in fields(kind) if part.name not in values]
     if missing:
-        raise InputError(f"{path}: expected it to hold {', '.join(missing)}; {mend}")
+        raise InputError(f"{path}: expected it to hold {', '.join(missing)}; {_MEND}")
+    try:
+        parse_value(kind, values, "ignore")
+    except Misfit as fault:
+        raise InputError(f"{path}: {fault}; {_MEND}") from fault
+    if large := next((name for name, value in flatten(values).items() if _is_too_large(value)), None):
+        raise InputError(f"{path}: {large} is no number that a run has; {_MEND}")
     return values
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl: numbers by name, an epoch in each."""
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        wrong = [name for name, value in row.items() if not _is_number(value) and value is not None]
+        if wrong or not isinstance(row.get("epoch"), int):
+            raise InputError(f"{path}, line {number}: {(wrong or ['epoch'])[0][:60]}: expected a number; {_MEND}")
+    return rows
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    """val_metrics.json, in which what is shown are numbers."""
+    values = read_json(path, _MEND)
+    brief = values.get("brief", {}) if isinstance(values, dict) else None
+    if not isinstance(brief, dict) or not all(_is_number(value) or value is None for value in brief.values()):
+        raise InputError(f"{path}: expected metrics by name under brief; {_MEND}")
+    try:
+        shown = [value for row in _by_length(values) for name, value in row.items() if name != "length"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected MR-mAP and MR-R1 of each length of windows; {_MEND}") from error
+    if not all(_is_number(value) or value is None for value in shown):
+        raise InputError(f"{path}: expected numbers under MR-mAP and MR-R1; {_MEND}")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not _is_too_large(value)
+
+
+def _is_too_large(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) >= 1 << 63
 
 
 # The page

@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 
-from sdst_runtime.errors import ContractError
+from sdst_runtime.errors import ContractError, foreign_errors
 from sdst_runtime.files import remove, write_bytes
 
 KEPT = 2  # newest states on disk
@@ -55,7 +55,11 @@ def save_state(run: Path, state: RunState) -> None:
 def load_state(run: Path, say: Callable[[str], None]) -> RunState | None:
     """The newest state that is whole, or None when there is none; `say` hears of every one that is broken."""
     for path, digest in _states(run):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            say(f"{path}: cannot be read ({error.strerror}); going back to the one before")
+            continue
         if hashlib.sha256(data).hexdigest()[:16] == digest:
             return _parse(data, path)
         say(f"{path}: broken, its content does not match its name; going back to the one before")
@@ -68,10 +72,21 @@ def forget_states(run: Path) -> None:
 
 
 def _parse(data: bytes, path: Path) -> RunState:
-    try:
-        return RunState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except TypeError as error:
-        raise ContractError(f"{path}: written by another version of this project ({error}); start a new run") from error
+    with foreign_errors(f"{path}: not a state of a run", "start a new run", ContractError):
+        stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    kinds = get_type_hints(RunState)
+    wrong = sorted(stored.keys() ^ kinds.keys()) if isinstance(stored, dict) else list(kinds)
+    wrong = wrong or [name for name, kind in kinds.items() if not _is(stored[name], kind)]
+    if wrong:
+        raise ContractError(
+            f"{path}: written by another version of this project ({wrong[0]} does not fit); start a new run"
+        )
+    return RunState(**stored)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    kind = get_origin(kind) or kind
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _states(run: Path) -> list[tuple[Path, str]]:

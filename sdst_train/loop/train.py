@@ -13,7 +13,6 @@ RUN/val_metrics.json   every metric of the best weights, at the end
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import only_process, remove_leftovers, write_json
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.metrics.score import metric_names, score
-from sdst_runtime.strict_json import dump_json, read_json
+from sdst_runtime.strict_json import dump_json, load_json, read_json
 
 from ..config import TrainConfig, difference
 from ..model.sdst import SDST
@@ -262,7 +261,7 @@ class _Trainer:
     def _restore(self, state: RunState, say: Callable[[str], None]) -> None:
         if state.samples != self.samples_digest:
             raise InputError(f"{self.run}: the annotations are not those the run began with; start a new run")
-        _require_same(json.loads(state.config), asdict(self.config), self.run)
+        _require_same(_object(state.config, self.run), asdict(self.config), self.run)
         if state.machine != self._machine():
             say(f"the run began on {state.machine}, this is {self._machine()}: losses may differ in their last digits")
         parts = {"model": state.model, "averaged": state.averaged}
@@ -285,14 +284,34 @@ class _Trainer:
         return f"torch {torch.__version__}, {place}, {self.team.world} process(es)"
 
     def _note_end(self, finished: dict[str, Any]) -> None:
-        facts = read_json(self.run / "run.json")
+        facts = _facts(self.run / "run.json")
         write_json(self.run / "run.json", {**facts, "finished": finished})
 
 
 def finished(run: Path) -> dict[str, Any] | None:
     """How a run ended, as run.json says: reason, best_epoch, seconds; None while it has not."""
     path = run / "run.json"
-    return read_json(path)["finished"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    end = _facts(path).get("finished")
+    if end is not None and (not isinstance(end, dict) or "reason" not in end):
+        raise InputError(f"{path}: its finished is no end of a run; start a new run")
+    return end
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """run.json. Raises InputError when it is damaged."""
+    facts = read_json(path, "start a new run")
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: expected an object, got {type(facts).__name__}; start a new run")
+    return facts
+
+
+def _object(text: str, run: Path) -> dict[str, Any]:
+    value = load_json(text, f"{run}: the config in its state is", "start a new run")
+    if not isinstance(value, dict):
+        raise InputError(f"{run}: the config in its state is no object; start a new run")
+    return value
 
 
 def _claim(run: Path, team: Team, resume: bool) -> None:

@@ -108,7 +108,7 @@ def calibrate_int8(
     scales = _scales(feeds, products, layers, options.method, progress)
     kept |= dict.fromkeys(_reading_zeros(products, layers, scales), "reads only zeros in the calibration data")
     layers = _left(layers, kept)
-    trial = Trial(bundle, graphs, scales, queries.measured, queries.data, threads)
+    trial = Trial(bundle, graphs, scales, queries.measured, queries.data, threads, out)
     sensitivity: list[Sensitivity] = []
     measurable = [layer for layer in layers if not layer.startswith("vision:")]
     if options.budget is not None and measurable:

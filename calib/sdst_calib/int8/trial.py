@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from onnxscript import ir
 from sdst_export.graph import INLINE_LIMIT, save_model, weight_bytes
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import Sample
+from sdst_runtime.files import temporary_folder
 from sdst_runtime.grounding.bundle import TOKENIZER, Bundle
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.grounding.tokenizer import Tokenizer
@@ -52,11 +52,13 @@ class Trial:
         samples: Sequence[Sample],
         data: DataConfig,
         threads: int | None,
+        place: Path,
     ) -> None:
         """`graphs`: the models that may get int8 layers; `scales`: model -> tensor -> scale. With a text model among
-        them the sentences are encoded anew, else the features that the samples have are taken."""
+        them the sentences are encoded anew, else the features that the samples have are taken. Models that are tried
+        lie in a temporary folder inside `place`."""
         self._bundle, self._graphs, self._scales = bundle, graphs, scales
-        self._samples, self._data, self._threads = samples, data, threads
+        self._samples, self._data, self._threads, self._place = samples, data, threads, place
         self._last = {name: lru_cache(1)(partial(self._quantised, name)) for name in graphs}
         self._encoded = lru_cache(2)(self._encode)  # with the text model as it is, and as it was last
 
@@ -75,8 +77,8 @@ class Trial:
         """Of the bundle with `layers` in int8; those of vision do not matter here, the samples have its features."""
         layers, spec = list(layers), self._bundle.manifest.spec
         samples = self._encoded(modules("text", layers)) if "text" in self._graphs else self._samples
-        with TemporaryDirectory() as folder:
-            paths = [self._file(name, modules(name, layers), Path(folder)) for name in GROUNDING_MODELS]
+        with temporary_folder(self._place) as folder:
+            paths = [self._file(name, modules(name, layers), folder) for name in GROUNDING_MODELS]
             projection, head = (open_session(path, self._threads) for path in paths)
             with _Recorder(GroundingModel(projection, head)) as recorder:
                 rows = predict(recorder, samples, spec.clip_s, layers=spec.layers)
@@ -89,9 +91,9 @@ class Trial:
         if not chosen:
             return None
         with (
-            TemporaryDirectory() as folder,
+            temporary_folder(self._place) as folder,
             open_session(self._bundle.path("vision"), self._threads) as reference,
-            open_session(self._file("vision", chosen, Path(folder)), self._threads) as other,
+            open_session(self._file("vision", chosen, folder), self._threads) as other,
         ):
             return features_snr_db(reference, other, feeds)
 
@@ -120,8 +122,8 @@ class Trial:
         tokenizer = Tokenizer.from_file(self._bundle.directory / TOKENIZER)
         samples = []
         with (
-            TemporaryDirectory() as folder,
-            open_session(self._file("text", chosen, Path(folder)), self._threads) as session,
+            temporary_folder(self._place) as folder,
+            open_session(self._file("text", chosen, folder), self._threads) as session,
         ):
             for sample in self._samples:
                 ids, mask = tokenizer.encode_batch([sample.row["query"]], self._bundle.manifest.spec.max_tokens)

@@ -83,10 +83,13 @@ absolute error of each output, inf for one that is missing or of another shape; 
 limit.
 """
 
+import os
 import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read while it is imported: else it calls home
 
 import numpy as np
 import onnxruntime

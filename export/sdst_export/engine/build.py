@@ -17,7 +17,7 @@ from rich.progress import Progress
 from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import DeviceError, InputError
 from sdst_runtime.files import atomic_files, make_directory, write_bytes
-from sdst_runtime.sessions.plugin_library import PluginInfo, open_plugin_library
+from sdst_runtime.sessions.plugin_library import Brought, PluginInfo, open_plugin_library
 from sdst_runtime.sessions.tensorrt.compat import (
     is_jetson,
     load_tensorrt,
@@ -75,10 +75,12 @@ class EngineOptions:
 
 
 def build_engine(
-    onnx: Path, out: Path, buckets: Sequence[Bucket], options: EngineOptions, device: Device, bar: Progress
-) -> Sidecar:
+    onnx: Path, out: Path, buckets: Sequence[Bucket], options: EngineOptions, device: Device, bar: Progress,
+    brought: Brought | None = None,
+) -> Sidecar:  # fmt: skip
     """Write the engine of `onnx` to `out` and its sidecar beside it; takes minutes, shown in `bar`.
 
+    `brought` is the library that came with the model, which is taken when the user trusts it or has it installed.
     An engine that was built before from the same things is copied. Raises EngineError when TensorRT cannot build it or
     built something else, DeviceError when the GPU fails, DependencyError when TensorRT or the plugin is missing, and
     InputError or ContractError for options and files that do not fit. On Ctrl-C nothing is left. A cache that cannot
@@ -86,7 +88,7 @@ def build_engine(
     """
     _require_options(options)
     trt, graph = load_tensorrt(), read_graph(onnx)
-    plugin = open_plugin_library(device.plugin_device, onnx.parent).info if graph.rdsa else None
+    plugin = open_plugin_library(device.plugin_device, brought).info if graph.rdsa else None
     facts = device.facts
     machine = MachineRecord(trt.__version__, facts.sm, facts.gpu, facts.driver, facts.cuda)
     wanted = _wanted(graph, machine, plugin, buckets, options)

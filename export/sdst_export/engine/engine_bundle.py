@@ -12,7 +12,7 @@ from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import copy_file, make_directory, remove
 from sdst_runtime.grounding.bundle import MANIFEST, MODELS, TOKENIZER, Bundle, write_manifest
-from sdst_runtime.sessions.plugin_library import LIBRARIES, find_plugin_library
+from sdst_runtime.sessions.plugin_library import LIBRARIES, Brought, find_plugin_library
 from sdst_runtime.sessions.tensorrt.device import Device
 from sdst_runtime.sessions.tensorrt.sidecar import Sidecar, sidecar_path
 
@@ -37,16 +37,16 @@ def build_bundle(
     _require_place(bundle, out)
     make_directory(out)
     remove(out / MANIFEST)
-    beside = []
+    beside, brought = [], bundle.brought(device.plugin_device)
     for name in MODELS:
         say(f"building {name}.plan")
         plan = out / f"{name}.plan"
         own = options if name == "head" else dataclasses.replace(options, embed_plugin=False)
-        sidecar = build_engine(bundle.path(name), plan, buckets, own, device, bar)
+        sidecar = build_engine(bundle.path(name), plan, buckets, own, device, bar, brought)
         say(f"  {sidecar.plan_bytes / 2**20:.1f} MiB in {sidecar.build_s:.0f} s")
         beside.append(sidecar_path(plan).name)
         if _needs_library(sidecar):
-            beside.append(_copy_library(device, bundle.directory, out))
+            beside.append(_copy_library(device, brought, out))
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
     models = {name: f"{name}.plan" for name in MODELS}
     return write_manifest(out, bundle.manifest.spec, models, own_version(), beside)
@@ -64,8 +64,8 @@ def _needs_library(sidecar: Sidecar) -> bool:
     return sidecar.plugin is not None and not sidecar.flags.embed_plugin
 
 
-def _copy_library(device: Device, bundle: Path, out: Path) -> str:
+def _copy_library(device: Device, brought: Brought, out: Path) -> str:
     """The library travels with its engines."""
     name = LIBRARIES[device.plugin_device]
-    copy_file(find_plugin_library(device.plugin_device, bundle), out / name)
+    copy_file(find_plugin_library(device.plugin_device, brought), out / name)
     return name

@@ -7,13 +7,15 @@ the plugin, or with the function in its place, TensorRT may build something slow
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from sdst_runtime.errors import InputError
+from sdst_runtime.strict_json import load_json
 
 from ..errors import EngineError
 
@@ -40,9 +42,12 @@ class Layers:
 def read_layers(inspected: str) -> Layers:
     """Count the layers of `get_engine_information(JSON)` under detailed verbosity. Raises EngineError."""
     try:
-        layers = json.loads(inspected)["Layers"]
-    except (ValueError, KeyError, TypeError) as error:
+        content = load_json(inspected, "TensorRT's inspector:")
+    except InputError as error:
         raise EngineError(f"expected a list of layers from TensorRT's inspector, got {inspected[:80]!r}") from error
+    layers = content.get("Layers") if isinstance(content, dict) else None
+    if not isinstance(layers, list):
+        raise EngineError(f"expected a list of layers from TensorRT's inspector, got {inspected[:80]!r}")
     if not all(isinstance(layer, dict) for layer in layers):
         raise EngineError("expected layers with details from TensorRT's inspector, got names only; build again")
     typed = [types for types in map(_floating_types, layers) if types]

@@ -231,7 +231,7 @@ def _read_durations(paths: Sequence[Path]) -> dict[str, float]:
                 durations_s[row["id"]] = float(row["length"])
             except (TypeError, ValueError) as error:
                 raise InputError(
-                    f"{path}, line {table.line_num}: expected seconds in column length, got {row['length']!r}"
+                    f"{path}, line {table.line_num}: expected seconds in column length, got {str(row['length'])[:40]!r}"
                 ) from error
     return durations_s
 

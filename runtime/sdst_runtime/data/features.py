@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import bounds
 from ..contracts import FeatureSpec, TextFeatures, VideoFeatures
-from ..errors import InputError, require_package
+from ..errors import InputError, foreign_errors, require_package
 from ..files import only_process, pack_header, remove_leftovers, unpack_header, write_bytes
 from ..strict_json import dump_json
 from ..text import normalise
@@ -125,7 +125,7 @@ def read_video_features(path: Path, needed: FeatureSpec | None = None) -> VideoF
         facts = {"decoder": str(header.get(DECODER, "")), "source": str(header.get(SOURCE, ""))}
         return VideoFeatures(features, duration_s, spec, **facts)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {str(error)[:300]}") from error
 
 
 def read_text_features(path: Path, needed: FeatureSpec | None = None) -> TextFeatures:
@@ -146,12 +146,12 @@ def _read(path: Path, needed: FeatureSpec | None, kind: str) -> tuple[np.ndarray
     safetensors: Any = require_package("safetensors", "")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such feature file; extract the features of this dataset first")
-    try:
-        with safetensors.safe_open(path, "numpy") as stored:
-            metadata = stored.metadata()
-            features = stored.get_tensor("features")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable feature file ({error}); extract it again") from error
+    with (
+        foreign_errors(f"{path}: not a readable feature file", "extract it again"),
+        safetensors.safe_open(path, "numpy") as stored,
+    ):
+        metadata = stored.metadata()
+        features = stored.get_tensor("features")
     header = unpack_header(metadata, (SPEC, STATED[kind][0]), path)
     spec = FeatureSpec.from_json(header[SPEC], path)
     if needed is not None:

@@ -5,9 +5,7 @@ A StoredArray reads at every use, so that a data set larger than memory can be t
 
 from __future__ import annotations
 
-import json
 import math
-import operator
 import os
 import struct
 import zipfile
@@ -20,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import bounds
-from ..errors import InputError, require_package
+from ..errors import InputError, foreign_errors, require_package
+from ..strict_json import Misfit, parse, parse_value
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
@@ -72,29 +71,42 @@ def read_header(path: Path) -> Header:
             (length,) = struct.unpack("<Q", stream.read(8))
             size = stream.seek(0, 2)
             stream.seek(8)
-            content = json.loads(stream.read(length)) if length <= size - 8 else {}
-        metadata = dict(content.pop("__metadata__", {}))
-        dtypes = {entry["dtype"] for entry in content.values()}
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        shapes = {name: tuple(map(operator.index, entry["shape"])) for name, entry in content.items()}
+            text = stream.read(length) if length <= size - 8 else b"{}"
+        entries, metadata = _entries(text)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such feature file; extract the features of this data set first") from error
-    except (
-        OSError,
-        struct.error,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-    ) as error:
+    except (OSError, struct.error, Misfit) as error:
         raise InputError(f"{path}: {_NOT_READABLE} ({error}); {_AGAIN}") from error
+    end = max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if size != 8 + length + end:
         raise InputError(f"{path}: {_NOT_READABLE} ({size} bytes, its header tells of {8 + length + end}); {_AGAIN}")
-    if not dtypes <= {"F16", "F32"}:
-        raise InputError(f"{path}: expected features in float16 or float32, got {', '.join(sorted(dtypes))}; {_AGAIN}")
-    return Header(metadata, shapes)
+    for name, entry in entries.items():
+        if entry.dtype not in _BYTES:
+            raise InputError(f"{path}: expected features in float16 or float32, got {entry.dtype}; {_AGAIN}")
+        start, stop = entry.data_offsets
+        if min(entry.shape, default=0) < 0 or math.prod(entry.shape) * _BYTES[entry.dtype] != stop - start:
+            told = f"{name} of shape {entry.shape} in {stop - start} bytes"
+            raise InputError(f"{path}: {_NOT_READABLE} ({told}); {_AGAIN}")
+    return Header(metadata, {name: entry.shape for name, entry in entries.items()})
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor in a safetensors header."""
+
+    dtype: str
+    shape: Shape
+    data_offsets: tuple[int, int]
+
+
+_BYTES = {"F16": 2, "F32": 4}
+
+
+def _entries(text: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """Tensors and metadata of a safetensors header. Raises Misfit."""
+    content = parse(dict[str, Any], text)
+    metadata = parse_value(dict[str, str], content.pop("__metadata__", {}))
+    return parse_value(dict[str, _Entry], content), metadata
 
 
 class TensorFile:
@@ -111,12 +123,10 @@ class TensorFile:
     def read(self, key: str, index: Index) -> np.ndarray:
         """A part of the tensor `key`. Raises InputError naming the file when it is gone, broken or not finite."""
         safetensors: Any = require_package("safetensors", "")
-        try:
+        with foreign_errors(f"{self.path}: {_NOT_READABLE}", _AGAIN):
             if self._process != os.getpid():
                 self._opened, self._process = safetensors.safe_open(self.path, "numpy"), os.getpid()
             values = self._opened.get_slice(key)[index]
-        except (safetensors.SafetensorError, OSError, IndexError) as error:
-            raise InputError(f"{self.path}: {_NOT_READABLE} ({error}); {_AGAIN}") from error
         return _finite(values, self.path)
 
 
@@ -145,24 +155,26 @@ def read_npz(path: Path, key: str, index: Index) -> np.ndarray:
 
 @contextmanager
 def _npz_member(path: Path, key: str) -> Iterator[tuple[Any, Shape, np.dtype, Literal["C", "F"]]]:
-    """An array's stream, behind its header, and what the header says, once that fits what the archive says."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = read(stream)
-            _require_array(path, key, shape, dtype)
-            declared, told = archive.getinfo(f"{key}.npy").file_size, math.prod(shape) * dtype.itemsize
-            if declared != stream.tell() + told:
-                raise ValueError(f"{declared} bytes, its header tells of {stream.tell() + told}")
-            yield stream, shape, dtype, "F" if is_fortran else "C"
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such feature file; {_FETCH}") from error
-    except Exception as error:  # zip, zlib, and numpy's parser of a header in Python's syntax: what they raise is open
-        fault = str(error) or type(error).__name__
-        raise InputError(f"{path}: {_NOT_READABLE} with an array {key} ({fault}); {_FETCH}") from error
+    """An array's stream, behind its header, and what the header says, once that fits what the archive says.
+
+    The one place where archives are opened: whatever zipfile, its decompressors and numpy's parser of a header in
+    Python's syntax raise for a damaged one, within the block too, is an InputError.
+    """
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such feature file; {_FETCH}")
+    with (
+        foreign_errors(f"{path}: {_NOT_READABLE} with an array {key}", _FETCH),
+        zipfile.ZipFile(path) as archive,
+        archive.open(f"{key}.npy") as stream,
+    ):
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(stream)
+        _require_array(path, key, shape, dtype)
+        declared, told = archive.getinfo(f"{key}.npy").file_size, math.prod(shape) * dtype.itemsize
+        if declared != stream.tell() + told:
+            raise ValueError(f"{declared} bytes, its header tells of {stream.tell() + told}")
+        yield stream, shape, dtype, "F" if is_fortran else "C"
 
 
 def _require_array(path: Path, key: str, shape: Shape, dtype: np.dtype) -> None:

@@ -59,6 +59,8 @@ def _pack(kind: str, paths: Sequence[Path], target: Path, contract: Contract) ->
         values = unpack_header(header.metadata, (SPEC, own_key), path)
         contract.check(path, values[SPEC])
         stated[path.stem] = parse(values[own_key], path)
+        if "features" not in header.shapes:
+            raise InputError(f"{path}: expected a tensor features; extract it again")
         shapes[path.stem] = header.shapes["features"]
         if DECODER in values:
             decoders[path.stem] = values[DECODER]

@@ -234,7 +234,8 @@ def _fits(shape: Shape, expected: tuple[int | None, ...], letters: str, path: Pa
 
 def _check_query(stored: str | None, row: Row, path: Path) -> None:
     if stored is None or normalise(stored) != normalise(row["query"]):
-        raise InputError(f"{path}: holds the sentence {stored!r}, expected {row['query']!r}; extract it again")
+        told = str(stored)[:80]
+        raise InputError(f"{path}: holds the sentence {told!r}, expected {row['query']!r}; extract it again")
 
 
 def stated_in(values: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:

@@ -20,11 +20,12 @@ import numpy as np
 
 from ..contracts import PRECISION_KEY
 from ..distribution import install_command
-from ..errors import ContractError, SdstError
+from ..errors import ContractError, DependencyError, SdstError
 from ..grounding.bundle import MODELS, Bundle
 from ..machine import instructions, usable_cores
-from ..sessions.base import Session
+from ..sessions.base import Session, limit_of
 from ..sessions.int8_products import products_are_exact
+from ..sessions.ort import import_onnxruntime
 from .check import Check, split_message
 from .gpu import RunOnCuda, check_cuda, check_driver, check_onnxruntime_cuda, check_plugin, check_pycuda, check_tensorrt
 from .installation import check_annotations, check_onnxruntime, check_video
@@ -52,6 +53,7 @@ def examine(bundle: Path | None = None, run_cuda: RunOnCuda | None = None) -> Ex
 
     `run_cuda` computes sdst::RDSA on `rdsa_oracle.check_inputs` with a CUDA library where pycuda cannot.
     """
+    opened, of_bundle = check_bundle(bundle) if bundle is not None else (None, [])
     checks = [
         check_python(),
         check_packages(),
@@ -65,12 +67,10 @@ def examine(bundle: Path | None = None, run_cuda: RunOnCuda | None = None) -> Ex
         check_cuda(),
         check_tensorrt(),
         check_pycuda(),
-        check_plugin("host", bundle),
-        check_plugin("cuda", bundle, run_cuda),
+        check_plugin("host", opened),
+        check_plugin("cuda", opened, run_cuda),
     ]
-    if bundle is not None:
-        checks += check_bundle(bundle)
-    return Examination(tuple(checks))
+    return Examination((*checks, *of_bundle))
 
 
 def check_python() -> Check:
@@ -111,15 +111,15 @@ def check_disk(place: Path) -> Check:
     return Check("disk", "fine", found)
 
 
-def check_bundle(directory: Path) -> list[Check]:
-    """The files and digests of a bundle, and each of its models run on random inputs."""
+def check_bundle(directory: Path) -> tuple[Bundle | None, list[Check]]:
+    """The files and digests of a bundle, and each of its models run on random inputs; None for one at fault."""
     try:
         bundle = Bundle.open(directory)
     except SdstError as error:
-        return [Check("bundle", "fault", *split_message(str(error)), needed=True)]
+        return None, [Check("bundle", "fault", *split_message(str(error)), needed=True)]
     spec, size = bundle.manifest.spec, sum((directory / name).stat().st_size for name in bundle.manifest.files)
     files = f"{directory}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, features of {spec.backbone}"
-    return [
+    return bundle, [
         Check("bundle", "fine", files, needed=True),
         *(_guarded(f"bundle: {model}", lambda model=model: _run_model(bundle, model)) for model in MODELS),
     ]
@@ -146,11 +146,11 @@ def _run_model(bundle: Bundle, model: str) -> str:
 
 def random_inputs(session: Session) -> dict[str, np.ndarray]:
     """Inputs of a model, within what its file says that it takes; all clips and tokens valid."""
-    rng, inputs, told = np.random.default_rng(0), {}, session.metadata
-    rows, clips = int(told.get("sdst.max_batch", 1)), int(told.get("sdst.max_clips", SIZES["T"]))
+    rng, inputs = np.random.default_rng(0), {}
+    rows, clips = limit_of(session, "sdst.max_batch", 1), limit_of(session, "sdst.max_clips", SIZES["T"])
     sizes = SIZES | {"B": min(SIZES["B"], rows), "T": min(SIZES["T"], clips)}
     for name, info in session.inputs.items():
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in info.shape]
+        shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in info.shape]
         if info.dtype == np.bool_:
             inputs[name] = np.ones(shape, bool)
         elif info.dtype.kind in "iu":
@@ -162,8 +162,8 @@ def random_inputs(session: Session) -> dict[str, np.ndarray]:
 
 def _imports(name: str) -> bool:
     try:
-        importlib.import_module(name)
-    except ImportError:
+        import_onnxruntime() if name == "onnxruntime" else importlib.import_module(name)
+    except (ImportError, DependencyError):
         return False
     return True
 

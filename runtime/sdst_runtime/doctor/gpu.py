@@ -6,18 +6,18 @@ What a library is for is found out by using it: the op is run on small inputs an
 from __future__ import annotations
 
 import ctypes
-import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ContractError, DependencyError, DeviceError, SdstError
+from ..grounding.bundle import Bundle
 from ..machine import gpus
 from ..sessions.onnxruntime import CUDA
-from ..sessions.plugin_library import TYPES, PluginDevice, RdsaLibrary, RdsaProblem, open_plugin_library
+from ..sessions.ort import import_onnxruntime
+from ..sessions.plugin_library import HOST_CODE, TYPES, PluginDevice, RdsaLibrary, RdsaProblem, open_plugin_library
 from ..sessions.tensorrt.compat import load_tensorrt
 from ..sessions.tensorrt.device import Device
 from ..sessions.tensorrt.pycuda_device import open_pycuda_device
@@ -87,22 +87,26 @@ def check_onnxruntime_cuda() -> Check:
     """The CUDA provider of ONNX Runtime."""
     name = "ONNX Runtime on CUDA"
     try:
-        ort: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        return Check(name, "absent", str(error), "run  pip install onnxruntime-gpu")
+        ort = import_onnxruntime()
+    except DependencyError as error:
+        return Check(name, "absent", str(error.__cause__), "run  pip install onnxruntime-gpu")
     if CUDA in ort.get_available_providers():
         return Check(name, "fine", "its CUDA provider is there")
     mend = "with an NVIDIA GPU run  pip uninstall onnxruntime && pip install onnxruntime-gpu"
     return Check(name, "absent", "not installed: no CUDA provider", mend)
 
 
-def check_plugin(device: PluginDevice, bundle: Path | None = None, run_cuda: RunOnCuda | None = None) -> Check:
-    """The compiled sdst::RDSA: found, loaded, and run against the oracle: by pycuda, else by `run_cuda`."""
+def check_plugin(device: PluginDevice, bundle: Bundle | None = None, run_cuda: RunOnCuda | None = None) -> Check:
+    """The compiled sdst::RDSA: found, loaded, and run against the oracle: by pycuda, else by `run_cuda`.
+
+    A bundle's own library is left alone but for the user's word.
+    """
     name = f"sdst::RDSA for {device}"
     try:
-        library = open_plugin_library(device, bundle)
+        library = open_plugin_library(device, bundle.brought(device) if bundle else None)
     except DependencyError as error:
-        return Check(name, "absent", "not installed", str(error).rpartition(": ")[2])
+        found = "the bundle's library was not loaded" if HOST_CODE in str(error) else "not installed"
+        return Check(name, "absent", found, str(error).rpartition(": ")[2])
     except SdstError as error:
         return Check(name, "fault", *split_message(str(error)))
     found = f"{library.info.path}, {_built(library)}"

@@ -16,9 +16,10 @@ import numpy as np
 from ..contracts import FeatureSpec
 from ..data.annotations import read_annotations
 from ..distribution import requirement
-from ..errors import ContractError, SdstError
+from ..errors import ContractError, DependencyError, SdstError
 from ..media.clips import read_clips
 from ..sessions.onnxruntime import OnnxRuntimeSession
+from ..sessions.ort import import_onnxruntime
 from .check import Check, split_message
 
 ASSETS = Path(__file__).parent / "assets"
@@ -43,9 +44,9 @@ def check_onnxruntime() -> Check:
     """ONNX Runtime: a small model with a function of ours in it runs and says what it must."""
     name = "ONNX Runtime"
     try:
-        ort: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        return Check(name, "fault", str(error), install("onnxruntime"), needed=True)
+        ort = import_onnxruntime()
+    except DependencyError as error:
+        return Check(name, "fault", str(error.__cause__), install("onnxruntime"), needed=True)
     providers = ", ".join(provider.removesuffix("ExecutionProvider") for provider in ort.get_available_providers())
     found = f"{ort.__version__}, runs on {providers}"
     return _tried(name, found, _run_model, install("onnxruntime", again=True))

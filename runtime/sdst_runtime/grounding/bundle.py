@@ -8,15 +8,20 @@ is the part of the head that no sentence changes: it runs once a video.
 from __future__ import annotations
 
 import dataclasses
+import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from ..contracts import SPEC_KEY, FeatureSpec
-from ..errors import ContractError, InputError
+from ..errors import ContractError, InputError, SdstError
 from ..files import sha256_file, write_json
-from ..sessions.base import MODELS, GroundingModel, Session
+from ..sessions.base import MODELS, GroundingModel, ModelKind, Session, require_signature
 from ..sessions.open import open_session
+from ..sessions.plugin_library import LIBRARIES, Brought, PluginDevice
+from ..sessions.tensorrt.sidecar import SUFFIX
 from ..strict_json import read_strict
 
 MANIFEST = "bundle.json"
@@ -58,15 +63,29 @@ class Bundle:
                     f"{directory}: {name} has changed: sha256 {got[:12]}, {MANIFEST} says {digest[:12]}; "
                     "copy it again or export anew"
                 )
+        for name in manifest.models.values():
+            _require_listed(directory, name, manifest)
         return cls(directory, manifest)
 
     def path(self, model: str) -> Path:
         """The file of one of MODELS."""
         return self.directory / self.manifest.models[model]
 
+    def brought(self, device: PluginDevice) -> Brought:
+        """The bundle's own library of sdst::RDSA, if it lists one; it is loaded on the user's word alone."""
+        return Brought(self.directory, self.manifest.files.get(LIBRARIES[device]))
+
     def session(self, model: str, threads: int | None = None) -> Session:
         """Open a model. Raises ContractError when it was exported under another contract than the bundle's."""
         session = open_session(self.path(model), threads)
+        try:
+            self._require_own(model, session)
+        except SdstError:
+            session.close()
+            raise
+        return session
+
+    def _require_own(self, model: str, session: Session) -> None:
         text = session.metadata.get(SPEC_KEY)
         if text is None:
             raise ContractError(f"{self.path(model)}: carries no feature contract; export it again with this project")
@@ -78,7 +97,7 @@ class Bundle:
             exact=True,
             mend="export the bundle again",
         )
-        return session
+        require_signature(cast(ModelKind, model), session, self.path(model))
 
     def grounding_model(self, threads: int | None = None) -> GroundingModel:
         """The projection and the head as one model. Raises ContractError when they do not belong together."""
@@ -99,6 +118,36 @@ def write_manifest(
     manifest = Manifest(FORMAT, version, spec, models, files)
     write_json(directory / MANIFEST, dataclasses.asdict(manifest))
     return Bundle(directory, manifest)
+
+
+def _require_listed(directory: Path, model: str, manifest: Manifest) -> None:
+    """Raise ContractError when a model reads files that bundle.json does not list: nobody knows what is in them."""
+    path = directory / model
+    used = [model + SUFFIX] if path.suffix == ".plan" else _weight_files(path)
+    for name in used:
+        if name not in manifest.files:
+            raise ContractError(
+                f"{path}: reads the file {name}, which {MANIFEST} does not list; copy the bundle again or export anew"
+            )
+
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")  # a key and its value's length
+
+
+def _weight_files(path: Path) -> list[str]:
+    """Names of the files beside an ONNX file that hold its weights: `location` of each TensorProto.external_data."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = {}
+            for match in _LOCATION.finditer(data):
+                low, *high = match[1]
+                length = (low & 0x7F) + (high[0] << 7 if high else 0)
+                found[data[match.end() : match.end() + length].decode("utf-8", "replace")] = None
+            return list(found)
+    except ValueError:  # an empty file, which the runner refuses
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _read_manifest(directory: Path) -> Manifest:

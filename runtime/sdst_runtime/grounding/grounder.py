@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..media.clips import decoder_name, promised_clips
 from ..media.memory import NAME, FrameStream
 from ..media.workers import Ending, Piece, Unusable, decode_pieces, pieces_of
-from ..sessions.base import PROJECTED, ClosedAtEnd, Session
+from ..sessions.base import PROJECTED, ClosedAtEnd, Session, limit_of
 from .bundle import DATA_SUFFIX, TOKENIZER, Bundle
 from .decode import decode, require_finite
 from .inputs import Askable, OnProgress, Source, copied, counted, refusal, require_queries
@@ -379,4 +379,4 @@ def _padded(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _limit(model: Session, key: str, default: int) -> int:
     """What an engine's metadata says of its profiles; ONNX files take any size."""
-    return int(model.metadata.get(key, default))
+    return limit_of(model, key, default)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, require_package
+from ..errors import InputError, foreign_errors, require_package
 from ..text import MARK, normalise, read_text
 
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
@@ -35,10 +35,8 @@ class Tokenizer:
     def from_text(cls, text: str, source: str | Path = "tokenizer.json") -> Tokenizer:
         """Parse the text of a tokenizer.json. Raises InputError naming `source` when it does not parse."""
         tokenizers = require_package("tokenizers", "")
-        try:
+        with foreign_errors(f"{source} is not a tokenizer.json", "take it from the bundle again"):
             return cls(tokenizers.Tokenizer.from_str(text.removeprefix(MARK)))
-        except Exception as error:  # the Rust library raises no narrower type
-            raise InputError(f"{source} is not a tokenizer.json ({error}); take it from the bundle again") from error
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -64,7 +62,8 @@ class Tokenizer:
             raise InputError(f"query is not valid UTF-8 ({where}); type it again or set a UTF-8 locale") from error
         if not query.strip():
             raise InputError("query is empty: expected a sentence that describes what to find")
-        encoding = self._tokenizer.encode(normalise(query))
+        with foreign_errors(f"the tokenizer failed on {_short(query)!a}", "take it from the bundle again"):
+            encoding = self._tokenizer.encode(normalise(query))
         ids, special = encoding.ids, sum(encoding.special_tokens_mask)
         if len(ids) > max_tokens:
             raise InputError(

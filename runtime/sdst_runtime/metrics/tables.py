@@ -192,6 +192,8 @@ def _windows(
     if most is not None:
         lists = [windows[:most] if isinstance(windows, list | tuple) else windows for windows in lists]
     counts, flat = _flatten(rows, lists, key, what, width, fault)
+    if len(flat) != counts.sum():  # an empty list among the windows
+        raise _fault(rows, lists, key, what, fault)
     wrong = (flat[:, 1] < flat[:, 0]) | ((flat[:, 1] == flat[:, 0]) & (width == 2))
     if wrong.any() or not counts.all():
         raise _fault(rows, lists, key, what, fault)

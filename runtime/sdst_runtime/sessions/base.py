@@ -119,8 +119,8 @@ class GroundingModel(ClosedAtEnd):
     def __init__(self, projection: Session, head: Session) -> None:
         """Raises ContractError when one model's `projected` is not the other's: files of two exports."""
         self.projection, self.head = projection, head
-        have, need = projection.outputs[PROJECTED], head.inputs[PROJECTED]
-        if have != need:
+        have, need = projection.outputs.get(PROJECTED), head.inputs.get(PROJECTED)
+        if have is None or need is None or have != need:
             raise ContractError(f"{PROJECTED}: the projection gives {have}, the head takes {need}; export both again")
         self.name = " and ".join(getattr(model, "name", "a model") for model in (projection, head))
         self.metadata = head.metadata
@@ -139,6 +139,34 @@ class GroundingModel(ClosedAtEnd):
         """Close both sessions."""
         self.projection.close()
         self.head.close()
+
+
+SIGNATURES: dict[ModelKind, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs and outputs of the models
+    "vision": (("clips",), ("features",)),
+    "text": (("token_ids", "token_mask"), ("features",)),
+    "projection": (("video", "video_mask"), (PROJECTED,)),
+    "head": ((PROJECTED, "text", "text_mask", "video_mask"), ("saliency", "scores", "spans")),
+}
+
+
+def require_signature(model: ModelKind, session: Session, source: object) -> None:
+    """Raise ContractError naming `source` unless a session has the inputs and the outputs of such a model."""
+    inputs, outputs = SIGNATURES[model]
+    if sorted(session.inputs) != sorted(inputs) or not set(outputs) <= set(session.outputs):
+        raise ContractError(
+            f"{source}: expected a {model} model with inputs {', '.join(inputs)} and outputs {', '.join(outputs)}, got"
+            f" {', '.join(session.inputs) or 'none'} and {', '.join(session.outputs) or 'none'}; export it again"
+        )
+
+
+def limit_of(session: Session, name: str, default: int) -> int:
+    """A positive number that a model's file says of itself. Raises ContractError for another value."""
+    told = session.metadata.get(name)
+    if told is None:
+        return default
+    if not (told.isascii() and told.isdigit() and 0 < len(told) < 10 and int(told) > 0):
+        raise ContractError(f"{name} of a model is {told[:20]!r}, expected a positive number; export or build it again")
+    return int(told)
 
 
 def require_inputs(model: str, expected: Mapping[str, TensorInfo], inputs: Mapping[str, np.ndarray]) -> None:

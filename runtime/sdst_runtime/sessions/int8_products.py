@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..errors import DependencyError, require_package
+from ..errors import DependencyError
+from .ort import import_onnxruntime
 
 FLOAT_PRODUCTS = ("session.disable_quant_qdq", "1")  # of a session's config: Q/DQ are computed in float
 LARGEST = 127.0
@@ -36,7 +36,7 @@ def products_are_exact() -> bool:
 
 def known_product(*config: tuple[str, str]) -> np.ndarray:
     """What ONNX Runtime makes of the known product, 2 N float32, under entries of a session's config."""
-    ort: Any = require_package("onnxruntime", "")
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from .. import bounds
-from ..errors import DependencyError, InputError, SessionError, require_package
+from ..errors import ContractError, DependencyError, InputError, SessionError
 from ..machine import DeviceChoice, usable_cores
 from .base import ProcessSession, TensorInfo, require_inputs
 from .int8_products import FLOAT_PRODUCTS, products_are_exact
+from .ort import import_onnxruntime
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -34,7 +35,8 @@ class OnnxRuntimeSession(ProcessSession):
         """`threads` within one operator; default: all cores this process may use. `device` "auto" is the
         CUDA provider where it is installed and starts, else the CPU.
 
-        Raises InputError for a file that cannot be loaded, DependencyError when "cuda" cannot be had.
+        Raises InputError for a file that cannot be loaded, ContractError for one whose inputs or outputs no model
+        of this project has, DependencyError when "cuda" cannot be had.
         """
         if threads is not None:
             bounds.require("threads", threads, bounds.THREADS)
@@ -50,8 +52,15 @@ class OnnxRuntimeSession(ProcessSession):
                 " CUDA or cuDNN with  sdst doctor  or use the device cpu"
             )
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.inputs = {value.name: _info(value) for value in self._session.get_inputs()}
-        self.outputs = {value.name: _info(value) for value in self._session.get_outputs()}
+        self.inputs = {value.name: _info(value, self.path) for value in self._session.get_inputs()}
+        self.outputs = {value.name: _info(value, self.path) for value in self._session.get_outputs()}
+        free = {axis for info in self.inputs.values() for axis in info.shape if isinstance(axis, str)}
+        for name, info in self.outputs.items():
+            if unknown := [axis for axis in info.shape if isinstance(axis, str) and axis not in free]:
+                raise ContractError(
+                    f"{path}: output {name} {info}: no input has the axis {unknown[0]}, so its size is not known;"
+                    " export it again"
+                )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, in arrays of their own. Inputs that are not contiguous are copied.
@@ -66,8 +75,8 @@ class OnnxRuntimeSession(ProcessSession):
         binding = session.io_binding()
         for name, array in given.items():
             binding.bind_cpu_input(name, array)
-        outputs = self._bind_outputs(binding, _axes(self.inputs, given))
         try:
+            outputs = self._bind_outputs(binding, _axes(self.inputs, given))
             session.run_with_iobinding(binding)
         except Exception as error:  # the binding raises many types that share no base
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
@@ -96,7 +105,7 @@ _ONNX_TYPES = {
 
 
 def _load(path: Path, threads: int, device: DeviceChoice) -> Any:
-    ort: Any = require_package("onnxruntime", "")
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -124,8 +133,16 @@ def _providers(available: list[str], device: DeviceChoice) -> list[str]:
     return [CPU] if device == "cpu" or CUDA not in available else [CUDA, CPU]
 
 
-def _info(value: Any) -> TensorInfo:
-    return TensorInfo(np.dtype(_ONNX_TYPES[value.type]), tuple(value.shape))
+def _info(value: Any, path: Path) -> TensorInfo:
+    """Raises ContractError for a type that no model of this project has, and for an axis without name or size."""
+    if value.type not in _ONNX_TYPES:
+        raise ContractError(
+            f"{path}: {value.name} is {value.type}, expected one of {', '.join(_ONNX_TYPES)}; export it again"
+        )
+    shape = tuple(value.shape)
+    if not all(isinstance(n, str) or (isinstance(n, int) and n >= 0) for n in shape):
+        raise ContractError(f"{path}: {value.name} has an axis without name or size, {list(shape)}; export it again")
+    return TensorInfo(np.dtype(_ONNX_TYPES[value.type]), shape)
 
 
 def _axes(expected: Mapping[str, TensorInfo], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import InputError
 from .base import Session
-
-HOST_CODE = "SDST_ENGINE_HOST_CODE"  # of the environment: "1" lets engines run code that they carry
 
 
 def open_session(path: Path, threads: int | None = None) -> Session:
@@ -18,7 +15,8 @@ def open_session(path: Path, threads: int | None = None) -> Session:
 
         return OnnxRuntimeSession(path, threads)
     if Path(path).suffix == ".plan":
+        from .plugin_library import host_code_allowed
         from .tensorrt import TensorRTSession
 
-        return TensorRTSession(path, engine_host_code_allowed=os.environ.get(HOST_CODE) == "1")
+        return TensorRTSession(path, engine_host_code_allowed=host_code_allowed())
     raise InputError(f"{path}: expected a .onnx or .plan file, got {Path(path).suffix or 'no suffix'}")

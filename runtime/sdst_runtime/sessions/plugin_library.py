@@ -8,10 +8,9 @@ Contract: plugins/README.md.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -19,10 +18,12 @@ import numpy as np
 
 from ..errors import ContractError, DependencyError, DeviceError, InputError
 from ..files import sha256_file
+from ..strict_json import load_json
 
 PluginDevice = Literal["cuda", "host"]
 
 API_VERSION = "1"
+HOST_CODE = "SDST_ENGINE_HOST_CODE"  # of the environment: "1" lets code run that came with models
 VARIABLE = "SDST_PLUGINS"  # of the environment: a library to use instead of all others
 LIBRARIES: dict[PluginDevice, str] = {"cuda": "libsdst_plugins.so", "host": "libsdst_plugins_host.so"}
 PACKAGE_FOLDER = Path(__file__).parents[1] / "lib"
@@ -30,6 +31,7 @@ DEPTHS = (16, 32, 64)  # what the op computes: these, with MOST_* plugins/src/rd
 MOST_HEADS, MOST_POINTS = 1 << 16, 16
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # enum sdst_type
 
+_BUNDLE = "bundle"  # the name of a place
 _BAD_ARGUMENT = 1  # enum sdst_status
 _CHECKOUT = Path(__file__).parents[3]
 
@@ -68,46 +70,115 @@ class RdsaProblem(ctypes.Structure):
     )
 
 
-def search_places(device: PluginDevice = "cuda", bundle: Path | None = None) -> list[Place]:
+@dataclass(frozen=True)
+class Brought:
+    """The library that a folder of models brings along: it is code of whoever made the folder.
+
+    It is loaded only when it is the file that `sha256` names, and then only when the same file is installed here or
+    the user says so (`allowed`).
+    """
+
+    folder: Path
+    sha256: str | None  # what bundle.json or a sidecar states; None: a library there is no part of the folder
+    allowed: bool = field(default_factory=lambda: host_code_allowed())
+
+
+def host_code_allowed() -> bool:
+    """Whether the user lets code run that came with models: engines' host code, and a library beside them."""
+    return os.environ.get(HOST_CODE) == "1"
+
+
+def search_places(device: PluginDevice = "cuda", brought: Brought | None = None) -> list[Place]:
     """Where a library is looked for, in this order; $SDST_PLUGINS, when set, is the only place."""
     stated, name = os.environ.get(VARIABLE), LIBRARIES[device]
     if stated:
         return [Place(f"${VARIABLE}", Path(stated))]
-    places = [Place("bundle", Path(bundle) / name)] if bundle else []
-    places.append(Place("package", PACKAGE_FOLDER / name))
+    places = [Place("package", PACKAGE_FOLDER / name)]
     if (_CHECKOUT / "plugins" / "include" / "sdst" / "rdsa.h").is_file():
         places.append(Place("build folder", _CHECKOUT / "build" / name))
-    return places
+    if brought is None or brought.sha256 is None:
+        return places
+    return [*places, Place(_BUNDLE, Path(brought.folder) / name)]
 
 
-def find_plugin_library(device: PluginDevice = "cuda", bundle: Path | None = None) -> Path:
-    """The first library of `search_places`.
+def find_plugin_library(device: PluginDevice = "cuda", brought: Brought | None = None) -> Path:
+    """The library that a folder brings, where an installed one is the same file or the user trusts it; else the first
+    installed one. Nothing is loaded.
 
-    Raises DependencyError when there is none, and InputError when $SDST_PLUGINS names no file.
+    Raises DependencyError when there is none, ContractError when a folder's own library is not what the folder states,
+    and InputError when $SDST_PLUGINS names no file.
     """
-    places = search_places(device, bundle)
-    for place in places:
-        if place.path.is_file():
-            return place.path
+    places = search_places(device, brought)
+    there = [place for place in places if place.path.is_file()]
+    own = next((place for place in there if place.name == _BUNDLE), None)
+    installed = [place.path for place in there if place.name != _BUNDLE]
+    if own is not None and brought is not None:
+        _require_stated(own.path, brought)
+        same = next((path for path in installed if sha256_file(path) == brought.sha256), None)
+        if same is not None:
+            return same
+        if brought.allowed:
+            return own.path
+    if installed:
+        return installed[0]
     if places[0].name == f"${VARIABLE}":
         raise InputError(f"{VARIABLE}={places[0].path}: expected a library, no such file; mend or unset the variable")
-    looked = ", ".join(str(place.path) for place in places)
     command = "sdst plugins build" + (" --host" if device == "host" else "")
+    if own is not None:
+        raise DependencyError(
+            f"the compiled sdst::RDSA is not installed, and {own.path} is code that came with the models: set"
+            f" {HOST_CODE}=1 if you trust it, or run  {command}"
+        )
+    looked = ", ".join(str(place.path) for place in places)
     raise DependencyError(f"the compiled sdst::RDSA is missing (looked for {looked}): run  {command}")
 
 
-def open_plugin_library(device: PluginDevice = "cuda", bundle: Path | None = None) -> RdsaLibrary:
+def open_plugin_library(device: PluginDevice = "cuda", brought: Brought | None = None) -> RdsaLibrary:
     """Find, load and check a library of that device.
 
     Raises what `find_plugin_library` and `RdsaLibrary` raise, and ContractError for one of the other device.
     """
-    library = RdsaLibrary(find_plugin_library(device, bundle))
+    library = RdsaLibrary(find_plugin_library(device, brought))
     if library.info.device != device:
         raise ContractError(
             f"{library.info.path}: expected a library for {device}, this one is for {library.info.device};"
             f" name {LIBRARIES[device]} instead"
         )
     return library
+
+
+def find_stated_library(device: PluginDevice, brought: Brought) -> Path:
+    """The library of the digest that `brought` states, an installed one before its own. Nothing is loaded.
+
+    Raises ContractError when there are libraries and none of that digest, or the user has not said that its own may
+    run; DependencyError when there is none at all.
+    """
+    places = [place for place in search_places(device, brought) if place.path.is_file()]
+    if not places:
+        return find_plugin_library(device, brought)  # says what is missing
+    found = {place: sha256_file(place.path) for place in places}
+    fitting = [place for place, digest in found.items() if digest == brought.sha256]
+    if not fitting:
+        place, digest = next(iter(found.items()))
+        raise ContractError(
+            f"{brought.folder}: plugin sha256: the engine was built with {(brought.sha256 or '')[:12]}, {place.path} is"
+            f" {digest[:12]}; build it here with  sdst build BUNDLE --out {brought.folder}"
+        )
+    if fitting[0].name == _BUNDLE and not brought.allowed:
+        raise ContractError(
+            f"{fitting[0].path}: the engine's library is code that came with it, and not the one installed here; if you"
+            f" trust it, say engine_host_code_allowed=True or set {HOST_CODE}=1, else build the engine here with"
+            f"  sdst build BUNDLE --out {brought.folder}"
+        )
+    return fitting[0].path
+
+
+def _require_stated(path: Path, brought: Brought) -> None:
+    digest = sha256_file(path)
+    if digest != brought.sha256:
+        raise ContractError(
+            f"{path}: expected sha256 {(brought.sha256 or '')[:12]}, got {digest[:12]}; copy it again or delete it"
+        )
 
 
 def rdsa_sizes(
@@ -253,8 +324,8 @@ def _require_whole(path: Path) -> None:
 def _parse_info(text: bytes, path: Path) -> PluginInfo:
     kinds = {"version": str, "device": str, "cuda": str, "architectures": list, "ptx": list, "tensorrt": str}
     try:
-        stated = json.loads(text)
-    except ValueError:
+        stated = load_json(text or b"", f"{path}: its build information is")
+    except InputError:
         stated = None
     if not isinstance(stated, dict) or any(not isinstance(stated.get(key), kind) for key, kind in kinds.items()):
         raise ContractError(f"{path}: its build information lacks one of {', '.join(kinds)}; run  sdst plugins build")

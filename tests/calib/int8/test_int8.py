@@ -225,7 +225,7 @@ def test_digests_cover_weights_beside_the_graph(exported, world, tmp_path):
     assert report.models["projection"].source_sha256 == files["projection.onnx"]
 
 
-def test_trials_keep_what_they_share(world, monkeypatch):
+def test_trials_keep_what_they_share(world, monkeypatch, tmp_path):
     """Counts how often the sentences are encoded; the text model's result is that of a trial of its own."""
     graphs = {name: onnx.load(world.bundle.path(name)) for name in ("text", "head")}
     products = {name: find_products(graph) for name, graph in graphs.items()}
@@ -239,7 +239,7 @@ def test_trials_keep_what_they_share(world, monkeypatch):
         return open_session(path, threads)
 
     def trial() -> Trial:
-        return Trial(world.bundle, graphs, scales, world.queries.measured, world.queries.data, 1)
+        return Trial(world.bundle, graphs, scales, world.queries.measured, world.queries.data, 1, tmp_path)
 
     monkeypatch.setattr(int8_trial, "open_session", counting)
     shared = trial()

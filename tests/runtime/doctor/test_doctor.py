@@ -14,7 +14,7 @@ import doctor_assets
 import numpy as np
 import pytest
 from host_device import HostDevice
-from host_library import SOUND, compiled, stating
+from host_library import SOUND, compiled, stating, tells_when_loaded
 
 from sdst.cli import main
 from sdst_runtime.data.annotations import read_annotations
@@ -30,9 +30,10 @@ from sdst_runtime.doctor.gpu import (
 from sdst_runtime.doctor.installation import ASSETS, WEIGHTS, check_annotations, check_onnxruntime, check_video
 from sdst_runtime.doctor.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs, rdsa_oracle
 from sdst_runtime.errors import ContractError
+from sdst_runtime.files import sha256_file
 from sdst_runtime.media.clips import read_clips
 from sdst_runtime.sessions.base import TensorInfo
-from sdst_runtime.sessions.plugin_library import VARIABLE, RdsaLibrary
+from sdst_runtime.sessions.plugin_library import HOST_CODE, VARIABLE, RdsaLibrary
 
 
 def test_a_result_that_is_off_is_refused():
@@ -197,11 +198,68 @@ def test_the_small_model_is_that_of_its_script():
 
 
 def test_a_sound_bundle_is_run(exported):
-    checks = check_bundle(exported.directory)
+    bundle, checks = check_bundle(exported.directory)
+    assert bundle is not None
     assert [(check.name, check.state) for check in checks] == [
         (name, "fine") for name in ("bundle", "bundle: vision", "bundle: text", "bundle: projection", "bundle: head")
     ]
     assert checks[-1].found == "head.onnx ran on OnnxRuntime, fp32"
+
+
+@pytest.fixture
+def with_library(exported, tmp_path, monkeypatch):
+    """A bundle with a library that tells when it is loaded, in no place that is searched without the bundle."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(HOST_CODE, raising=False)
+    monkeypatch.setattr("sdst_runtime.sessions.plugin_library.PACKAGE_FOLDER", tmp_path / "lib")
+    monkeypatch.setattr("sdst_runtime.sessions.plugin_library._CHECKOUT", tmp_path / "checkout")
+    bundle, loaded = tmp_path / "bundle", tmp_path / "loaded"
+    shutil.copytree(exported.directory, bundle)
+    library = compiled(tmp_path, tells_when_loaded(loaded))
+    shutil.copyfile(library, bundle / "libsdst_plugins_host.so")
+    return bundle, loaded
+
+
+def list_library(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"]["libsdst_plugins_host.so"] = sha256_file(bundle / "libsdst_plugins_host.so")
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+
+
+def state_of_host(bundle: Path) -> tuple[str, str, str]:
+    check = next(check for check in examine(bundle).checks if check.name == "sdst::RDSA for host")
+    return check.state, check.found, check.mend
+
+
+def test_a_library_that_no_list_names_is_never_loaded(with_library, monkeypatch):
+    bundle, loaded = with_library
+    monkeypatch.setenv(HOST_CODE, "1")
+    assert state_of_host(bundle) == ("absent", "not installed", "run  sdst plugins build --host")
+    assert not loaded.exists()
+
+
+def test_a_bundles_library_is_loaded_on_the_users_word_alone(with_library, monkeypatch):
+    bundle, loaded = with_library
+    list_library(bundle)
+    state, found, mend = state_of_host(bundle)
+    assert (state, found) == ("absent", "the bundle's library was not loaded")
+    assert mend == "set SDST_ENGINE_HOST_CODE=1 if you trust it, or run  sdst plugins build --host"
+    assert not loaded.exists()
+    monkeypatch.setenv(HOST_CODE, "1")
+    _, found, _ = state_of_host(bundle)
+    assert "the device said no" in found  # loaded, and its op fails as it is built to
+    assert loaded.exists()
+
+
+def test_an_altered_library_is_not_loaded_on_any_word(with_library, monkeypatch):
+    bundle, loaded = with_library
+    list_library(bundle)
+    with (bundle / "libsdst_plugins_host.so").open("ab") as library:
+        library.write(b"\0")
+    monkeypatch.setenv(HOST_CODE, "1")
+    faults = {check.name: check.found for check in examine(bundle).faults}
+    assert "libsdst_plugins_host.so has changed" in faults["bundle"]
+    assert not loaded.exists()
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,17 @@ from rdsa_cases import CASES, RdsaCase, make_inputs
 
 from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle
 from sdst_runtime.errors import ContractError, DependencyError, InputError
+from sdst_runtime.files import sha256_file
 from sdst_runtime.sessions import plugin_library
 from sdst_runtime.sessions.plugin_library import (
+    HOST_CODE,
     LIBRARIES,
     VARIABLE,
+    Brought,
     RdsaLibrary,
     RdsaProblem,
     find_plugin_library,
+    find_stated_library,
     open_plugin_library,
     search_places,
 )
@@ -171,16 +175,54 @@ def empty(monkeypatch, tmp_path) -> Path:
 @pytest.mark.parametrize("device", ["cuda", "host"])
 def test_places_in_order(empty, monkeypatch, device):
     name, bundle = LIBRARIES[device], empty / "bundle"
-    paths = [folder / name for folder in (bundle, empty / "lib", empty / "build")]
-    for path in reversed(paths):
+    paths = [folder / name for folder in (empty / "lib", empty / "build", bundle)]
+    for number, path in enumerate(paths):
         path.parent.mkdir()
-        path.touch()
-        assert find_plugin_library(device, bundle) == path
-    assert find_plugin_library(device) == paths[1]
-    assert [place.path for place in search_places(device, bundle)] == paths
-    monkeypatch.setenv(VARIABLE, str(paths[2]))
-    assert find_plugin_library(device, bundle) == paths[2]
-    assert [place.name for place in search_places(device, bundle)] == ["$SDST_PLUGINS"]
+        path.write_bytes(bytes([number]))
+    unsaid, said = (Brought(bundle, sha256_file(paths[2]), allowed) for allowed in (False, True))
+    assert [place.path for place in search_places(device, said)] == paths
+    assert [place.path for place in search_places(device, Brought(bundle, None, allowed=True))] == paths[:2]
+    assert find_plugin_library(device, said) == paths[2]
+    assert find_plugin_library(device, unsaid) == find_plugin_library(device) == paths[0]
+    paths[0].unlink()
+    assert find_plugin_library(device, unsaid) == find_plugin_library(device) == paths[1]
+    monkeypatch.setenv(VARIABLE, str(paths[1]))
+    assert find_plugin_library(device, said) == paths[1]
+    assert [place.name for place in search_places(device, said)] == ["$SDST_PLUGINS"]
+
+
+def test_a_brought_library_is_taken_on_the_users_word_or_as_the_installed_one(empty, monkeypatch):
+    name, bundle, lib = LIBRARIES["host"], empty / "bundle", empty / "lib"
+    for folder, content in ((bundle, b"brought"), (lib, b"installed")):
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+    digest = sha256_file(bundle / name)
+    with pytest.raises(ContractError, match="expected sha256 000000000000, got"):
+        find_plugin_library("host", Brought(bundle, "0" * 64, allowed=True))
+    for word, allowed in (("1", True), ("0", False), ("yes", False)):
+        monkeypatch.setenv(HOST_CODE, word)
+        assert Brought(bundle, digest).allowed is allowed
+    (lib / name).write_bytes(b"brought")
+    assert find_plugin_library("host", Brought(bundle, digest, allowed=False)) == lib / name
+    (lib / name).unlink()
+    with pytest.raises(DependencyError, match="is code that came with the models: set SDST_ENGINE_HOST_CODE=1 if you"):
+        find_plugin_library("host", Brought(bundle, digest, allowed=False))
+
+
+def test_a_plan_gets_the_library_of_its_sidecar_and_no_other(empty):
+    name, folder, lib = LIBRARIES["host"], empty / "engines", empty / "lib"
+    with pytest.raises(DependencyError, match="is missing"):
+        find_stated_library("host", Brought(folder, "0" * 64, allowed=True))
+    for place, content in ((folder, b"brought"), (lib, b"installed")):
+        place.mkdir()
+        (place / name).write_bytes(content)
+    own, installed = sha256_file(folder / name), sha256_file(lib / name)
+    with pytest.raises(ContractError, match=r"is code that came with it.*SDST_ENGINE_HOST_CODE=1"):
+        find_stated_library("host", Brought(folder, own, allowed=False))
+    assert find_stated_library("host", Brought(folder, own, allowed=True)) == folder / name
+    assert find_stated_library("host", Brought(folder, installed, allowed=False)) == lib / name
+    with pytest.raises(ContractError, match=r"plugin sha256: the engine was built with 000000000000.*sdst build"):
+        find_stated_library("host", Brought(folder, "0" * 64, allowed=True))
 
 
 def test_nothing_built(empty, monkeypatch):

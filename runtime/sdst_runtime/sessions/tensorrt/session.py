@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import ContractError, InputError
 from ..base import ProcessSession, TensorInfo, require_inputs
-from ..plugin_library import open_plugin_library
+from ..plugin_library import Brought, RdsaLibrary, find_stated_library
 from .compat import load_tensorrt, make_runtime, numpy_dtype, register_plugin, shared_logger, take_errors
 from .device import Device
 from .dlpack import DeviceArray, is_on_device, read_tensor
@@ -51,7 +51,8 @@ class TensorRTSession(ProcessSession):
         engine_host_code_allowed: bool = False,
         device: Device | None = None,
     ) -> None:
-        """`engine_host_code_allowed` lets a plan run code that it carries: only for files that you trust.
+        """`engine_host_code_allowed` lets code run that came with the plan, inside it or as a library of sdst::RDSA
+        beside it that is not the installed one: only for files that you trust.
 
         `device` is by default the GPU through pycuda. Raises InputError for a missing file, ContractError for an
         engine of another TensorRT, GPU or plugin and for an altered one, DependencyError when TensorRT, pycuda or the
@@ -71,7 +72,7 @@ class TensorRTSession(ProcessSession):
         plan = read_plan(self.path, self._sidecar)
         self.metadata: Mapping[str, str] = self._sidecar.metadata()
         with self._device.current():
-            _load_plugin(trt, self.path, self._sidecar, self._device)
+            _load_plugin(trt, self.path, self._sidecar, self._device, engine_host_code_allowed)
             parts = _load_engine(trt, self.path, self._sidecar, plan, self._device, engine_host_code_allowed)
             lanes = [Lane(parts) for _ in range(workers)]
         if not cuda_graphs:
@@ -142,10 +143,12 @@ def _require_host_code(path: Path, sidecar: Sidecar, allowed: bool) -> None:
         )
 
 
-def _load_plugin(trt: Any, path: Path, sidecar: Sidecar, device: Device) -> None:
+def _load_plugin(trt: Any, path: Path, sidecar: Sidecar, device: Device, allowed: bool) -> None:
+    """Load the library that the sidecar names by its digest, and no other: code is not run to be looked at."""
     if sidecar.plugin is None or sidecar.flags.embed_plugin:
         return
-    plugin = open_plugin_library(device.plugin_device, path.parent).info
+    brought = Brought(path.parent, sidecar.plugin.sha256, allowed)
+    plugin = RdsaLibrary(find_stated_library(device.plugin_device, brought)).info
     require_plugin(path, sidecar.plugin, PluginRecord(plugin.version, plugin.sha256))
     register_plugin(trt, plugin)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 from engine_files import PROFILES, message, plan_bytes, sidecar, write_engine
 from host_device import HostDevice
-from host_library import SOUND, compiled, stating
+from host_library import SOUND, compiled, stating, tells_when_loaded
 from mocked_tensorrt import BINDINGS, MockedTensorRT, mocked_tensorrt
 
+from sdst_runtime.files import sha256_file
 from sdst_runtime.sessions.open import open_session
+from sdst_runtime.sessions.plugin_library import LIBRARIES
 from sdst_runtime.sessions.tensorrt import TensorRTSession
 from sdst_runtime.sessions.tensorrt.sidecar import PluginRecord, sidecar_path
 
@@ -92,7 +95,7 @@ def in_process_bad_files(directory: str, version: str, plugin: str) -> dict[str,
     usual, wrong = sidecar(plan_bytes(), version), plan_bytes().replace(b"num_heads", b"num_heeds")
     embeds = dataclasses.replace(usual.flags, embed_plugin=True)
     opener.note("other plugin", plugin=PluginRecord("1", "3" * 64))
-    opener.note("other plugin version", plugin=PluginRecord("2", "3" * 64))
+    opener.note("other plugin version", plugin=PluginRecord("2", sha256_file(Path(plugin))))
     opener.note("host code", flags=embeds)
     opener.note("truncated", lambda plan: plan.write_bytes(plan.read_bytes()[:-7]))
     opener.note("altered", lambda plan: plan.write_bytes(plan.read_bytes().replace(b"num_heads 2", b"num_heads 1")))
@@ -138,6 +141,26 @@ def test_damaged_and_foreign_files_are_refused(tensorrt, tmp_path):
     for name, words in BAD_FILES.items():
         assert all(word in said[name] for word in words), (name, said[name])
     assert (said["good"], said["plugin inside"]) == ("nothing", "nothing")
+
+
+def in_process_foreign_library(directory: str, version: str, foreign: str, word: str) -> str:
+    """The foreign library lies beside the plan, and the sidecar of the plan names it."""
+    os.environ.pop("SDST_PLUGINS", None)
+    plan = write_engine(directory, version, foreign)
+    shutil.copyfile(foreign, plan.parent / LIBRARIES["host"])
+    return message(lambda: TensorRTSession(plan, device=HostDevice(), engine_host_code_allowed=word == "yes"))
+
+
+def test_a_library_beside_a_plan_is_not_loaded_without_the_users_word(tensorrt, tmp_path):
+    loaded = tmp_path / "loaded"
+    foreign = compiled(tmp_path, tells_when_loaded(loaded))
+    arguments = (str(tmp_path), tensorrt.bindings.version, str(foreign))
+    said = tensorrt.call(in_process_foreign_library, *arguments, "no")
+    assert said.startswith("ContractError: ")
+    assert "SDST_ENGINE_HOST_CODE=1" in said
+    assert not loaded.exists()
+    tensorrt.call(in_process_foreign_library, *arguments, "yes")
+    assert loaded.exists()
 
 
 def in_process_useless_plugin(directory: str, version: str, plugin: str) -> str:
