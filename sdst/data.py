@@ -61,13 +61,13 @@ def check_data(data: DataConfig, tokenizer: Path | None = None) -> None:
     usable = {name: inspection for name, inspection in inspections.items() if inspection.queries}
     if usable:
         console.print(_overview(usable))
+    _show_unknown(data, present, tokenizer, console)
     for name in SPLITS:
         if name not in inspections:
             console.print(f"{name}: none in this data set (data.{name} is empty)")
     for name, inspection in inspections.items():
         for line in inspection.repairs.lines():
             console.print(f"{name}: {line}")
-    _show_unknown(data, present, tokenizer, console)
     problems = [f"{name}: {line}" for name, inspection in inspections.items() for line in inspection.problems]
     problems = problems or [
         f"{name}: {line}" for name in present if name != "train" for line in _unscorable(data, name)

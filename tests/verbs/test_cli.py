@@ -387,7 +387,9 @@ def test_score_on_request(capsys, tmp_path):
 
 
 def test_score_names_the_query_that_is_wrong(capsys, tmp_path):
-    assert "qid 0" in fails(capsys, "score", *score_files(tmp_path, pred_relevant_windows=[[2, float("nan"), 1]]))
+    predictions, truth = score_files(tmp_path, pred_relevant_windows=[[2, "not a number", 1]])
+    predictions.write_text(predictions.read_text().replace('"not a number"', "NaN"))
+    assert "qid 0" in fails(capsys, "score", predictions, truth)
     predictions, truth = score_files(tmp_path)
     predictions.write_text(predictions.read_text().splitlines()[0] + "\n")
     line = fails(capsys, "score", predictions, truth, "--output", tmp_path / "metrics.json")

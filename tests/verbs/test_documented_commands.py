@@ -24,7 +24,8 @@ from places import ROOT
 from random_split import annotation, write_features
 
 from sdst.cli import VERBS, main
-from sdst.options import data_options, parse_options, take_config_name
+from sdst.data import check_options
+from sdst.options import parse_options, take_config_name
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.files import write_jsonl
 
@@ -112,7 +113,7 @@ def parse(verb: str, run: typing.Callable, rest: list[str]) -> None:
         tyro.cli(recording(run, heard), args=rest, prog=prog)
         assert len(heard) == 1
     elif verb == "data check":
-        assert data_options(rest, prog).root
+        assert check_options(rest).data.root
     elif rest[0] == "--resume":
         from sdst.train import OldRun
 

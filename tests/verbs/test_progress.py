@@ -12,7 +12,7 @@ PROGRAM = """
 import sys, time
 from rich.console import Console
 from sdst import progress
-progress.Console = lambda **options: Console(file=sys.stderr, force_terminal=True, width=80)
+progress.make_console = lambda **options: Console(file=sys.stderr, force_terminal=True, width=80, markup=False)
 with progress.told("encoding [b]a[/b].mp4", "clips") as bar:
     for done in range(1, 4):
         bar.show(done, 4)

@@ -196,10 +196,11 @@ def _gather(
                 gathered.errors[name, output].append((outputs[name][output].size, error))
                 gathered.sums[name, output].add(outputs[names[0]][output], outputs[name][output])
         for name in names:
+            if not all(np.isfinite(array).all() for array in outputs[name].values()):
+                gathered.not_finite.add(name)  # such outputs are no answers
+                continue
             answers = _answers(outputs[name], batch, spec.clip_s)
             gathered.answers[name].update(zip(places, answers, strict=True))
-            if not all(np.isfinite(array).all() for array in outputs[name].values()):
-                gathered.not_finite.add(name)
         done += len(places)
         on_done(done, len(samples))
     return gathered

@@ -225,13 +225,16 @@ def _read_durations(paths: Sequence[Path]) -> dict[str, float]:
     for path in paths:
         table = csv.DictReader(io.StringIO(read_text(path), newline=""))
         if not {"id", "length"} <= set(table.fieldnames or ()):
-            raise InputError(f"{path}: expected a CSV file with columns id and length, got {table.fieldnames}")
+            raise InputError(
+                f"{path}: expected a CSV file with columns id and length, got {str(table.fieldnames)[:200]}"
+            )
         for row in table:
             try:
                 durations_s[row["id"]] = float(row["length"])
             except (TypeError, ValueError) as error:
+                told = row["length"] and row["length"][:40]
                 raise InputError(
-                    f"{path}, line {table.line_num}: expected seconds in column length, got {str(row['length'])[:40]!r}"
+                    f"{path}, line {table.line_num}: expected seconds in column length, got {told!r}"
                 ) from error
     return durations_s
 

@@ -234,7 +234,7 @@ def _fits(shape: Shape, expected: tuple[int | None, ...], letters: str, path: Pa
 
 def _check_query(stored: str | None, row: Row, path: Path) -> None:
     if stored is None or normalise(stored) != normalise(row["query"]):
-        told = str(stored)[:80]
+        told = stored and stored[:80]
         raise InputError(f"{path}: holds the sentence {told!r}, expected {row['query']!r}; extract it again")
 
 

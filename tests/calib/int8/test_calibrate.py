@@ -35,7 +35,7 @@ def data(exported, video, tmp_path_factory) -> Path:
 def run(capsys, *arguments) -> tuple[int, str, list[str]]:
     code = main(["calibrate", *map(str, arguments)])
     captured = capsys.readouterr()
-    return code, captured.out, captured.err.splitlines()
+    return code, captured.out, [line for line in captured.err.splitlines() if not line.startswith("next:  ")]
 
 
 def feeds_of(exported, data: Path) -> QueryFeeds:

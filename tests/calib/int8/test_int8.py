@@ -288,8 +288,9 @@ def test_refused_before_the_data_is_read(world, tmp_path, capsys):
     engines = with_models(world.bundle.directory, tmp_path / "engines")
     for name in ("vision", "text", "projection", "head"):
         shutil.move(engines.path(name), engines.directory / f"{name}.plan")
+        (engines.directory / f"{name}.plan.json").write_text("{}")
     names = {name: f"{name}.plan" for name in engines.manifest.models}
-    write_manifest(engines.directory, engines.manifest.spec, names, "0")
+    write_manifest(engines.directory, engines.manifest.spec, names, "0", [f"{file}.json" for file in names.values()])
     taken = tmp_path / "taken"
     taken.write_text("mine")
     run, out = tmp_path / "best.safetensors", tmp_path / "out"

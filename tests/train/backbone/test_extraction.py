@@ -354,7 +354,7 @@ def test_suffixes_in_a_folder(capsys, tmp_path):
 def test_bad_options(capsys, videos, tmp_path):
     out = tmp_path / "out"
     assert "workers: expected at least 1, got 0" in fails(capsys, 2, *command(videos, out, "--workers", 0))
-    assert "batch_size: expected at least 1" in fails(capsys, 2, *command(videos, out, "--batch", 0))
+    assert "batch: expected at least 1" in fails(capsys, 2, *command(videos, out, "--batch", 0))
     if not torch.cuda.is_available():
         assert "expected a CUDA GPU" in fails(capsys, 2, *command(videos, out, "--device", "cuda"))
     assert list(out.glob("video/*")) == []

@@ -406,6 +406,7 @@ def test_convert_from_end_to_end(tmp_path: Path, convert, official) -> None:
         f"reading {tmp_path}/released.pt",
         "its position table has 2 frames, interpolated to 4",
         f"writing {path} in float32",
+        f"next:  sdst features video VIDEOS --backbone {path} --out FEATURES",
     ]
     summary = json.loads(out)
     backbone = load_backbone(path)
