@@ -225,8 +225,8 @@ BUGS = [
         ),
         (
             "any depth is taken",
-            "(depth == 16 || depth == 32 || depth == 64)",
-            "(depth > 0)",
+            "whole && is_depth(depth)",
+            "whole && depth > 0",
             "onShapeChange refuses value F of depth 24",
         ),
         (

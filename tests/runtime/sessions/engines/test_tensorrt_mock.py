@@ -215,7 +215,8 @@ def test_engine_and_context_tell_their_tensors(tensorrt):
     assert said["same_bytes"]
     (layer,) = said["layers"]
     assert (layer["Name"], layer["LayerType"], layer["PluginType"]) == ("step_0", "PLUGIN_V3", "RDSA")
-    assert layer["Outputs"] == [{"Name": "out", "Dimensions": [-1, -1, 32], "Format/Datatype": "half"}]
+    unknown = "N/A due to dynamic shapes"  # until all shapes are set, as TensorRT's inspector says it
+    assert layer["Outputs"] == [{"Name": "out", "Dimensions": [-1, -1, 32], "Format/Datatype": unknown}]
     assert said["before"] == [inputs, [-1, -1, 32]]
     assert said["after"] == [[], [RAGGED.B, RAGGED.M, 32]]
     assert said["strides"] == [RAGGED.M * 32, 32, 1]
