@@ -13,9 +13,16 @@ from types import ModuleType
 
 from .distribution import install_command
 
+LONGEST = 2000  # characters of a message: what a file holds may be repeated in it
+
 
 class SdstError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of every error this project raises on purpose. Of a very long message both ends stay: what, and the mend."""
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 4 :]}"
+        super().__init__(message)
 
 
 class InputError(SdstError):

@@ -100,3 +100,9 @@ def test_the_field_is_named(text: str, message: str):
 
 def test_what_fits_comes_back():
     assert parse_strict(Whole, b'{"name": "x", "part": {"width": 2}}', "a.json:") == Whole("x", Part(2))
+
+
+def test_a_very_long_message_keeps_both_ends():
+    error = InputError(f"a.txt: got {'x' * 9000}; give another")
+    assert str(error) == f"a.txt: got {'x' * 989} ... {'x' * 486}; give another"
+    assert str(InputError("short")) == "short"

@@ -232,10 +232,9 @@ def _fits(shape: Shape, expected: tuple[int | None, ...], letters: str, path: Pa
     return shape
 
 
-def _check_query(stored: str | None, row: Row, path: Path) -> None:
-    if stored is None or normalise(stored) != normalise(row["query"]):
-        told = stored and stored[:80]
-        raise InputError(f"{path}: holds the sentence {told!r}, expected {row['query']!r}; extract it again")
+def _check_query(stored: Any, row: Row, path: Path) -> None:
+    if not isinstance(stored, str) or normalise(stored) != normalise(row["query"]):
+        raise InputError(f"{path}: holds the sentence {stored!r}, expected {row['query']!r}; extract it again")
 
 
 def stated_in(values: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import bounds
-from ..errors import ContractError, DependencyError, InputError, SessionError
+from ..errors import ContractError, DependencyError, InputError, SessionError, foreign_errors
 from ..machine import DeviceChoice, usable_cores
 from .base import ProcessSession, TensorInfo, require_inputs
 from .int8_products import FLOAT_PRODUCTS, products_are_exact
@@ -51,7 +51,8 @@ class OnnxRuntimeSession(ProcessSession):
                 "device cuda: ONNX Runtime has its CUDA provider and could not start it; look for the missing driver,"
                 " CUDA or cuDNN with  sdst doctor  or use the device cpu"
             )
-        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        with foreign_errors(f"{path}: its metadata cannot be read", "export it again"):
+            self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.inputs = {value.name: _info(value, self.path) for value in self._session.get_inputs()}
         self.outputs = {value.name: _info(value, self.path) for value in self._session.get_outputs()}
         free = {axis for info in self.inputs.values() for axis in info.shape if isinstance(axis, str)}
