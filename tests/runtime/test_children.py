@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 from sdst_runtime.children import tied_process
 
@@ -58,18 +57,3 @@ def test_a_tied_process_gives_what_the_command_gives():
         assert process.stdout is not None
         assert process.stdout.read() == "out\nerr\n"
         assert process.wait() == 7
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(done) -> None:
-    deadline_s = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)

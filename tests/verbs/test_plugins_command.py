@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from host_library import ROOT, SOUND, compiled, require_tools, stating
+from processes import alive, wait_until
 
 from sdst import plugins
 from sdst.cli import main
@@ -177,21 +177,6 @@ def test_a_build_that_is_ended_leaves_the_old_library_and_no_compiler(sources, t
     assert how != signal.SIGINT or errors.splitlines()[-1] == "interrupted"
     assert {path.name: path.read_text() for path in out.iterdir()} == {HOST: "old"}
     wait_until(lambda: not alive(int(running.read_text())))
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(done) -> None:
-    deadline_s = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 # --- info ------------------------------------------------------------------------------------------------------------
