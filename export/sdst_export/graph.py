@@ -11,26 +11,30 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 import torch
+from onnx import helper
 from onnxscript import ir
 from torch import Tensor, nn
 
+from sdst_runtime.contracts import KIND_KEY
 from sdst_runtime.files import atomic_files, remove
 from sdst_runtime.grounding.bundle import DATA_SUFFIX
 
 from .attention import TRANSLATIONS
 from .errors import ExportError
-from .rdsa_op import DOMAIN, NAME, OPSET, add_function
+from .lowering.builder import GraphBuilder
+from .rdsa_op import DOMAIN, OPSET, add_function
 
 INLINE_LIMIT = 2_000_000_000  # bytes of weights; a protobuf message must stay below 2^31
 TRACED_NODES = "sdst.traced_nodes"  # in an ir.Model's `meta`: how many nodes there were before cleaning
-Node = TypeVar("Node", ir.Node, onnx.NodeProto)
+IR_VERSION = 10  # of ONNX 1.16, which TensorRT 10.3 reads
+Type = tuple[int, Sequence[int | str]]  # of onnx.TensorProto, and the shape
 
 
 def export_module(
@@ -40,10 +44,10 @@ def export_module(
     dynamic: Mapping[str, Mapping[int, str]],
     metadata: Mapping[str, str],
 ) -> ir.Model:
-    """Trace `module(*inputs)` to ONNX, opset 20, all functions inlined except sdst::RDSA, which gets its body.
+    """Trace `module(*inputs)` to ONNX, opset 20, all functions inlined.
 
     `dynamic` names the free axes of each input; inputs without an entry are fixed. Nodes are named by the module that
-    they come from, `dense.cross.query/MatMul_94`, RDSA's by its step. A graph of less than 2 GB of weights is cleaned.
+    they come from, `blocks.0.mlp.fc1/MatMul_94`. A graph of less than 2 GB of weights is cleaned.
     Raises ExportError when an axis that was to stay free was fixed by the tracer.
     """
     dims = {name: torch.export.Dim.DYNAMIC for axes in dynamic.values() for name in axes.values()}
@@ -62,11 +66,6 @@ def export_module(
         )
     model: ir.Model = program.model
     _name_nodes(model)
-    steps = rdsa_nodes(model.graph)
-    for step, node in enumerate(steps, 1):
-        node.name = f"{DOMAIN}::{NAME}.step{step}"  # what Polygraphy and TensorRT's inspector show
-    if steps:
-        add_function(model)
     _name_dynamic_axes(model, dynamic)
     _strip_trace_notes(model)
     model.metadata_props.update(metadata)
@@ -79,9 +78,24 @@ def export_module(
     return model
 
 
-def rdsa_nodes(nodes: Iterable[Node]) -> list[Node]:
-    """The sdst::RDSA nodes among the nodes of a graph, in order."""
-    return [node for node in nodes if node.domain == DOMAIN and node.op_type == NAME]
+def write_graph(
+    b: GraphBuilder,
+    inputs: Mapping[str, Type],
+    outputs: Mapping[str, Type],
+    metadata: Mapping[str, str],
+    rdsa_width: int | None = None,
+) -> ir.Model:
+    """What was built as a model of opset 20, with all shapes; sdst::RDSA gets a body when `rdsa_width`, F, is given."""
+    opsets = [helper.make_opsetid("", OPSET), *([helper.make_opsetid(DOMAIN, 1)] if rdsa_width else [])]
+    given, made = ([helper.make_tensor_value_info(n, *kind) for n, kind in x.items()] for x in (inputs, outputs))
+    known = [helper.make_tensor_value_info(name, *kind) for name, kind in b.shapes.items()]
+    graph = helper.make_graph(b.nodes, metadata[KIND_KEY], given, made, b.initializers, value_info=known)
+    model = helper.make_model(graph, opset_imports=opsets, producer_name="sdst", ir_version=IR_VERSION)
+    if rdsa_width:
+        add_function(model, rdsa_width)
+    helper.set_model_props(model, dict(metadata))
+    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    return ir.from_proto(model)
 
 
 def save_model(model: ir.Model, path: Path, inline_limit: int = INLINE_LIMIT) -> None:

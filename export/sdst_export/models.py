@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from onnxscript import ir
-from torch import Tensor, nn
 
 from sdst_runtime.contracts import FP16, FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
 from sdst_runtime.grounding.decode import HEAD_OUTPUTS
@@ -23,9 +22,12 @@ from sdst_train.loop.checkpoint import Checkpoint
 from sdst_train.model.sdst import SDST
 
 from .errors import ExportError
-from .graph import Node, export_module, rdsa_nodes
-from .half import Precision, Tower, half_head, half_products
-from .rdsa_op import symbolic_rdsa
+from .graph import export_module, write_graph
+from .half import Precision, Tower, half_head, half_products, kept_modules
+from .lowering.blocks import Blocks
+from .lowering.builder import BOOL, FLOAT, GraphBuilder
+from .lowering.head import ground, project, projected_type
+from .rdsa_op import Node, rdsa_nodes
 
 
 def export_vision(backbone: Backbone, precision: Precision = FP32, keep: Sequence[str] = ()) -> ir.Model:
@@ -52,26 +54,34 @@ def export_text(backbone: Backbone, precision: Precision = FP32, keep: Sequence[
 
 @dataclass(frozen=True)
 class Lowered:
-    """A trained model in the form that both of its files are traced from. It runs in the tracer only."""
+    """A trained model in the form that both of its files are written from."""
 
     model: SDST
     checkpoint: Checkpoint  # that it was made of
     precision: Precision
+    kept: frozenset[str]  # modules that stay float32 in fp16
 
 
 def lower(checkpoint: Checkpoint, precision: Precision = FP32, keep: Sequence[str] = ()) -> Lowered:
-    """A copy of the checkpoint's model with RDSA as one op, in the types of `precision`.
+    """A copy of the checkpoint's model in its lowered form, in the types of `precision`.
 
     `keep` names modules that stay float32 in fp16. Raises ExportError as `half_head` does.
     """
-    model = copy.deepcopy(checkpoint.model).lower(symbolic_rdsa)
-    return Lowered(half_head(model, keep) if precision == FP16 else model, checkpoint, precision)
+    model = copy.deepcopy(checkpoint.model).lower()
+    kept = frozenset(kept_modules(model, keep))
+    return Lowered(half_head(model, keep) if precision == FP16 else model, checkpoint, precision, kept)
 
 
 def export_projection(lowered: Lowered) -> ir.Model:
     """ONNX of `SDST.project`: video B T K V float32, video_mask B T bool -> projected B T K F, half in fp16."""
-    inputs, dynamic = _video(lowered.checkpoint.spec)
-    return export_module(_Project(lowered.model), inputs, [PROJECTED], dynamic, _trained(lowered, "projection"))
+    b, spec = GraphBuilder(), lowered.checkpoint.spec
+    projected = b.name(project(b, _blocks(b, lowered), lowered.model, spec.layers), PROJECTED)
+    inputs = {
+        "video": (FLOAT, ["B", "T", spec.layers, spec.video_width]),
+        "video_mask": (BOOL, ["B", "T"]),
+    }
+    outputs = {PROJECTED: (projected.dtype, _projected_shape(lowered))}
+    return write_graph(b, inputs, outputs, _trained(lowered, "projection"))
 
 
 def export_head(lowered: Lowered) -> ir.Model:
@@ -81,16 +91,20 @@ def export_head(lowered: Lowered) -> ir.Model:
     Raises ExportError unless the graph holds one sdst::RDSA node a step (none for the other kinds of attention).
     """
     config, spec = lowered.checkpoint.config.model, lowered.checkpoint.spec
-    video, dynamic = _video(spec)
-    with torch.no_grad():
-        projected = lowered.model.project(**video)
-    inputs = {PROJECTED: projected, "video_mask": video["video_mask"]}
-    inputs["text"] = torch.randn(len(projected), spec.layers, 7, spec.text_width)
-    inputs["text_mask"] = torch.ones(len(projected), 7, dtype=torch.bool)
-    dynamic = {PROJECTED: dynamic["video"], "video_mask": dynamic["video_mask"]}
-    dynamic |= {"text": {0: "B", 2: "L"}, "text_mask": {0: "B", 1: "L"}}
+    b = GraphBuilder()
+    found = ground(b, _blocks(b, lowered), lowered.model, spec.layers)
+    for name, tensor in zip(HEAD_OUTPUTS, found, strict=True):
+        b.name(tensor, name)
+    inputs = {
+        PROJECTED: (projected_type(lowered.model), _projected_shape(lowered)),
+        "video_mask": (BOOL, ["B", "T"]),
+        "text": (FLOAT, ["B", spec.layers, "L", spec.text_width]),
+        "text_mask": (BOOL, ["B", "L"]),
+    }
+    shapes = (["B", config.queries, 2], ["B", config.queries], ["B", "T"])
+    outputs = {name: (FLOAT, shape) for name, shape in zip(HEAD_OUTPUTS, shapes, strict=True)}
     metadata = _trained(lowered, "head") | {STEPS_KEY: str(config.layers)}
-    graph = export_module(_Ground(lowered.model), inputs, HEAD_OUTPUTS, dynamic, metadata)
+    graph = write_graph(b, inputs, outputs, metadata, config.width if config.attention == "rdsa" else None)
     require_rdsa(graph.graph, config.layers if config.attention == "rdsa" else 0)
     return graph
 
@@ -102,34 +116,13 @@ def require_rdsa(nodes: Iterable[Node], steps: int) -> None:
         raise ExportError(f"expected {steps} sdst::RDSA nodes, one a step, the graph has {count}")
 
 
-class _Project(nn.Module):
-    """`SDST.project` as a module's forward."""
-
-    def __init__(self, model: SDST) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, video: Tensor, video_mask: Tensor) -> Tensor:
-        return self.model.project(video, video_mask)
+def _blocks(b: GraphBuilder, lowered: Lowered) -> Blocks:
+    return Blocks(b, lowered.model, lowered.precision == FP16, lowered.kept)
 
 
-class _Ground(nn.Module):
-    """`SDST.ground_projected` as a module's forward."""
-
-    def __init__(self, model: SDST) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, projected: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
-        return self.model.ground_projected(projected, video_mask, text, text_mask)
-
-
-def _video(spec: FeatureSpec) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    """Inputs to trace with, and their free axes."""
-    B, T = 2, 12
-    video = torch.randn(B, T, spec.layers, spec.video_width)
-    free = {0: "B", 1: "T"}
-    return {"video": video, "video_mask": torch.ones(B, T, dtype=torch.bool)}, {"video": free, "video_mask": free}
+def _projected_shape(lowered: Lowered) -> list[int | str]:
+    config = lowered.checkpoint.config.model
+    return ["B", "T", config.layers, config.width]
 
 
 def _typed(tower: Tower, precision: Precision, keep: Sequence[str]) -> Tower:

@@ -15,8 +15,8 @@ import torch
 
 from sdst_calib.parity.measure import max_abs_error
 from sdst_export.errors import ExportError
-from sdst_export.graph import rdsa_nodes
 from sdst_export.models import export_head, lower, require_rdsa
+from sdst_export.rdsa_op import rdsa_nodes
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import MODELS, Bundle

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from sdst_export.errors import ExportError
-from sdst_export.graph import rdsa_nodes, save_model
+from sdst_export.graph import save_model
 from sdst_export.half import half_head
 from sdst_export.models import export_head, export_projection, lower
+from sdst_export.rdsa_op import rdsa_nodes
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.errors import ContractError
 from sdst_runtime.sessions.base import GroundingModel
@@ -136,7 +137,8 @@ def test_types_in_the_graph(files):
         assert set(used) == {FLOAT}, kind
     products = [node for node in head.graph.node if node.op_type == "MatMul"]
     floats = {node.name.split("/")[0] for node in products if types[node.input[0]] == FLOAT}
-    assert floats == {"sparse.sample.endpoints", "sparse.span.4", "classify", "actionness.mlp.4", ""}  # "": the cosine
+    blends = {"actionness", ""}  # of rows between clips; the cosine of the saliency
+    assert floats == {"sparse.sample.endpoints", "sparse.span.4", "classify", "actionness.mlp.4", *blends}
     assert types["projected"] == HALF
     assert {v.type.tensor_type.elem_type for v in head.graph.output} == {FLOAT}
 

@@ -23,8 +23,9 @@ from sdst_calib.int8 import trial as int8_trial
 from sdst_calib.int8.calibrate import Int8Options, calibrate_int8, open_source
 from sdst_calib.int8.quantise import find_products
 from sdst_calib.int8.trial import Trial
-from sdst_export.graph import rdsa_nodes, save_model
+from sdst_export.graph import save_model
 from sdst_export.models import export_head, lower
+from sdst_export.rdsa_op import rdsa_nodes
 from sdst_runtime.data.dataset import Sample, pad_inputs
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
@@ -50,7 +51,7 @@ def test_the_search_finds_the_planted_layer(world, tmp_path):
     assert report.sensitivity[0].drop > 5 > 2 >= report.measured.drop
     assert report.models["head"].layers == ["dense.ffn.0"]
     assert report.models["head"].kept["dense.ffn.2"] == "left out to stay within 2 points"
-    assert report.models["head"].kept["dense.cross.key"] == "excluded by the user"
+    assert report.models["head"].kept["dense.cross.query"] == "excluded by the user"
     assert report.models["head"].kept["classify"] == "last layer of a score"
     named, original = (
         {node.name: node for node in onnx.load(path).graph.node}

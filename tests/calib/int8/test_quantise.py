@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdst_calib.int8.quantise import default_kept, find_products, quantise_model, within
 from sdst_calib.int8.sensitivity import Measured, rank_layers, search_within
-from sdst_export.graph import rdsa_nodes
+from sdst_export.rdsa_op import rdsa_nodes
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.sessions.onnxruntime import OnnxRuntimeSession
 

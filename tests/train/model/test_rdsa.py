@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnxscript import ir
 from rdsa_cases import CASES, SMALL_CASES, RdsaCase, make_inputs
 
 from sdst_export.rdsa_op import DOMAIN, NAME, OPSET, add_function
@@ -292,7 +291,7 @@ def test_gradients_of_rdsa():
 
 
 @cache
-def body_session(heads: int, points: int, half: bool) -> onnxruntime.InferenceSession:
+def body_session(width: int, heads: int, points: int, half: bool) -> onnxruntime.InferenceSession:
     """A model of one sdst::RDSA node with dynamic shapes, run from its function body."""
     kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
     single = onnx.TensorProto.FLOAT
@@ -307,10 +306,9 @@ def body_session(heads: int, points: int, half: bool) -> onnxruntime.InferenceSe
     ]  # fmt: skip
     graph = onnx.helper.make_graph([node], "one_rdsa", inputs, [tensor("out", kind, ["B", "M", "F"])])
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)]
-    program = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10))
-    add_function(program)
-    add_function(program)  # a second time changes nothing
-    model = ir.to_proto(program)
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    add_function(model, width)
+    add_function(model, width)  # a second time changes nothing
     assert len(model.functions) == 1
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
@@ -320,7 +318,7 @@ def body_session(heads: int, points: int, half: bool) -> onnxruntime.InferenceSe
 
 @pytest.mark.parametrize("case", MEDIUM_CASES, ids=str)
 def test_function_body_equals_oracle(case):
-    (out,) = body_session(case.H, case.P, False).run(None, make_inputs(case))
+    (out,) = body_session(case.F, case.H, case.P, False).run(None, make_inputs(case))
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, expected(case), rtol=0, atol=case.tolerance)
 
@@ -330,6 +328,6 @@ def test_function_body_with_half_value(case):
     inputs = make_inputs(case)
     inputs["value"] = inputs["value"].astype(np.float16)
     exact = rdsa_oracle(**inputs, num_heads=case.H, num_points=case.P)
-    (out,) = body_session(case.H, case.P, True).run(None, inputs)
+    (out,) = body_session(case.F, case.H, case.P, True).run(None, inputs)
     assert out.dtype == np.float16
     np.testing.assert_allclose(out.astype(np.float64), exact, rtol=2**-11, atol=case.tolerance)
