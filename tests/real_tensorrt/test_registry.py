@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from host_library import SOUND, build_host_library, compiled, stating
+from host_library import SOUND, build_host_library, compiled, require_tools, stating
 from lean_tensorrt import LEAN, LeanTensorRT
 from tensorrt_headers import HEADERS, MISSING, built, header_name, nearest_headers, require_build_tools
 
@@ -23,7 +23,6 @@ from sdst_runtime.errors import SdstError
 from sdst_runtime.sessions.plugin_library import MOST_HEADS, MOST_POINTS, PluginInfo, RdsaLibrary
 from sdst_runtime.sessions.tensorrt.compat import PLUGIN, load_tensorrt, register_plugin
 
-pytestmark = pytest.mark.skipif(not HEADERS, reason=MISSING)
 NVCC = shutil.which("nvcc") or os.environ.get("CUDACXX")
 ONE_ARCHITECTURE = ("-DSDST_CUDA=ON", "-DSDST_TESTS=OFF", "-DCMAKE_CUDA_ARCHITECTURES=75-real")
 PHASES = ("BUILD", "RUNTIME")
@@ -36,6 +35,8 @@ def lean(request) -> LeanTensorRT:
 
 @pytest.fixture(scope="module", params=HEADERS or [None], ids=lambda folder: header_name(folder) if folder else "")
 def headers(request) -> Path:
+    if request.param is None:
+        pytest.skip(MISSING)
     require_build_tools()
     return request.param
 
@@ -231,7 +232,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_library_of_something_else_is_refused(lean, name, tmp_path):
-    require_build_tools()
+    require_tools()
     library = compiled(tmp_path, BAD[name])
     kind, message = lean.call(in_process_register_bad, library)
     assert kind == "DependencyError"
