@@ -1,18 +1,23 @@
 # make demo   run the whole line on rendered videos and write a report to demo-out/
 # make test   lint, types and tests
 # make test-matrix   a plain installation with the oldest and the newest allowed versions, on Python 3.10, 3.12 and 3.13
+# make test-tensorrt HEADERS=10.3:10.16:11.0:11.1   all that needs TensorRT's headers, with a table. An entry is a folder
+#                  with NvInfer.h or a version: of $TENSORRT_HEADERS/VERSION/include, else fetched from GitHub
 # make gpu-check   on a machine with a GPU: build, test and time the CUDA kernel; installs nothing and needs no .venv.
 #                  In parts: make gpu-check PYTHON=python3 ARGS="--parts build,tests --out DIR"
-# The first three make .venv first when it is missing or older than pyproject.toml or constraints.txt.
+# make device-check   on a machine with TensorRT: engines of a bundle built, held against ONNX Runtime and timed, with one
+#                  JSON file to send back: make device-check PYTHON=python3 ARGS="BUNDLE --out DIR"
+# The first four make .venv first when it is missing or older than pyproject.toml or constraints.txt.
 # Another interpreter: make test PYTHON=python3.12. The CI Python is 3.11.
 
 PYTHON ?= python3
+HEADERS ?= 10.3:10.16:11.0:11.1
 BIN := .venv/bin
 # The last step of the installation: an interrupted one leaves no stamp and is done again, from nothing: what an older
 # pyproject.toml named must not stay.
 STAMP := .venv/installed
 
-.PHONY: demo test test-matrix lint gpu-check clean
+.PHONY: demo test test-matrix test-tensorrt lint gpu-check device-check clean
 
 demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
@@ -23,6 +28,9 @@ test: lint
 test-matrix: $(STAMP)
 	$(BIN)/python .ci/matrix.py $(JOBS)
 
+test-tensorrt: $(STAMP)
+	$(BIN)/python .ci/tensorrt.py $(HEADERS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +39,9 @@ lint: $(STAMP)
 
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+
+device-check:
+	$(PYTHON) benchmarks/device_check.py $(ARGS)
 
 # setuptools comes first and at its pinned version: the build runs in .venv itself (an isolated one would ignore the pins),
 # and so does the test that builds the wheel.

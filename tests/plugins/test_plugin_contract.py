@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
+from tensorrt_headers import HEADERS, MISSING, header_name
 
-HEADERS = [Path(folder) for folder in os.environ.get("TENSORRT_INCLUDE_DIR", "").split(os.pathsep) if folder]
 EXPORTS = {"sdst_rdsa", "sdst_last_error", "sdst_build_info", "getCreators", "setLoggerFinder"}
 TENSORRT_NAMES = ("nvinfer1", "createInfer", "getInferLib", "getPluginRegistry", "getBuilderPluginRegistry", "NvOnnx")
 
 
 def _missing() -> str:
     if not HEADERS:
-        return "needs TensorRT headers: TENSORRT_INCLUDE_DIR=/folder/of/NvInfer.h (several: separated as in PATH)"
+        return MISSING
     for name, command in (("cmake", "cmake"), ("a C++ compiler", os.environ.get("CXX", "c++")), ("binutils", "nm")):
         if shutil.which(command) is None:
             return f"needs {name} ({command})"
@@ -32,7 +32,7 @@ def _missing() -> str:
 
 
 pytestmark = pytest.mark.skipif(bool(_missing()), reason=_missing())
-each_version = pytest.mark.parametrize("version", range(len(HEADERS)) or [0])
+each_version = pytest.mark.parametrize("version", range(len(HEADERS)) or [0], ids=[*map(header_name, HEADERS)] or None)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdst_runtime.contracts import FP16, FP32, INT8, PRECISION_KEY
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.sessions.base import GROUNDING_MODELS, GroundingModel, Session
 
-from .decisions import Decisions
 from .task import CHECKED, Metric
+
+if TYPE_CHECKING:
+    from .decisions import Decisions  # needs scipy, which a device lacks
 
 Level = Literal["tensor", "decision", "task"]
 

@@ -1,8 +1,9 @@
-/* Contract harness of the TensorRT plugin: plays TensorRT's part towards one library, without libnvinfer and a GPU.
+/* Contract harness of the TensorRT plugin: plays TensorRT's part towards one library, without a GPU.
  *
- *     contract_test LIBRARY
+ *     contract_test LIBRARY [TENSORRT]
  *
  * LIBRARY is the host build (its enqueue takes host pointers), built with the headers of any TensorRT from 10.3 on.
+ * TENSORRT is a real libnvinfer_lean.so, whose registry then loads LIBRARY and finds its creator.
  * Prints one line a check; exit code 1 when one failed.
  */
 #include <exception>
@@ -19,14 +20,14 @@ void contract::check_refusal(const PluginLibrary& library, Report& report, const
 }
 
 int main(int count, char** arguments) {
-    if (count != 2) {
-        std::cerr << "usage: contract_test LIBRARY\n";
+    if (count != 2 && count != 3) {
+        std::cerr << "usage: contract_test LIBRARY [TENSORRT]\n";
         return 2;
     }
     contract::Report report;
     try {
-        const contract::PluginLibrary library(arguments[1]);
-        report.check("the library loads without TensorRT", true);
+        const contract::PluginLibrary library(arguments[1], count == 3 ? arguments[2] : "");
+        report.check(count == 3 ? "the registry finds the creator" : "the library loads without TensorRT", true);
         contract::check_creator(library, report);
         contract::check_building(library, report);
         contract::check_shapes(library, report);

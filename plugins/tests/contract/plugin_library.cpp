@@ -11,13 +11,30 @@ using nvinfer1::PluginCapabilityType;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
-PluginLibrary::PluginLibrary(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+PluginLibrary::PluginLibrary(const std::string& path, const std::string& tensorrt)
+    : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
     if (handle_ == nullptr) throw std::runtime_error(dlerror());
     get_creators = reinterpret_cast<decltype(get_creators)>(symbol("getCreators"));
     set_logger_finder = reinterpret_cast<decltype(set_logger_finder)>(symbol("setLoggerFinder"));
     last_error = reinterpret_cast<decltype(last_error)>(symbol("sdst_last_error"));
     build_info = reinterpret_cast<decltype(build_info)>(symbol("sdst_build_info"));
     symbol("sdst_rdsa");
+    int32_t count = 0;
+    creator_ = tensorrt.empty() ? static_cast<nvinfer1::IPluginCreatorV3One*>(get_creators(count)[0])
+                                : find_by(tensorrt, path);
+}
+
+nvinfer1::IPluginCreatorV3One* PluginLibrary::find_by(const std::string& tensorrt, const std::string& path) const {
+    void* library = dlopen(tensorrt.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) throw std::runtime_error(dlerror());
+    using GetRegistry = nvinfer1::IPluginRegistry* (*)();
+    const auto get_registry = reinterpret_cast<GetRegistry>(dlsym(library, "getPluginRegistry"));
+    if (get_registry == nullptr) throw std::runtime_error(tensorrt + ": expected getPluginRegistry, got none");
+    nvinfer1::IPluginRegistry& registry = *get_registry();
+    if (registry.loadLibrary(path.c_str()) == nullptr) throw std::runtime_error("the registry refused " + path);
+    nvinfer1::IPluginCreatorInterface* found = registry.getCreator("RDSA", "1", "sdst");
+    if (found == nullptr) throw std::runtime_error("the registry does not find sdst::RDSA version 1");
+    return static_cast<nvinfer1::IPluginCreatorV3One*>(found);
 }
 
 void* PluginLibrary::symbol(const char* name) const {
@@ -26,10 +43,7 @@ void* PluginLibrary::symbol(const char* name) const {
     return found;
 }
 
-nvinfer1::IPluginCreatorV3One& PluginLibrary::creator() const {
-    int32_t count = 0;
-    return *static_cast<nvinfer1::IPluginCreatorV3One*>(get_creators(count)[0]);
-}
+nvinfer1::IPluginCreatorV3One& PluginLibrary::creator() const { return *creator_; }
 
 Plugin PluginLibrary::create(int32_t num_heads, int32_t num_points, nvinfer1::TensorRTPhase phase) const {
     const PluginField fields[] = {{"num_heads", &num_heads, PluginFieldType::kINT32, 1},

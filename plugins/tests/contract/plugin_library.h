@@ -13,10 +13,13 @@ namespace contract {
 using Plugin = std::unique_ptr<nvinfer1::IPluginV3>;
 
 /* Throws std::runtime_error when the file does not load (all symbols are bound at once: nothing may be missing in a
- * process without TensorRT) or lacks an entry point. */
+ * process without TensorRT) or lacks an entry point.
+ *
+ * `tensorrt`, when it is not empty, is a real library of TensorRT, of the major of the headers that this was compiled
+ * with: the creator is then the one that its plugin registry finds. */
 class PluginLibrary {
   public:
-    explicit PluginLibrary(const std::string& path);
+    explicit PluginLibrary(const std::string& path, const std::string& tensorrt = "");
 
     nvinfer1::IPluginCreatorInterface* const* (*get_creators)(int32_t& count);
     void (*set_logger_finder)(nvinfer1::ILoggerFinder* finder);
@@ -32,8 +35,10 @@ class PluginLibrary {
 
   private:
     void* symbol(const char* name) const;
+    nvinfer1::IPluginCreatorV3One* find_by(const std::string& tensorrt, const std::string& path) const;
 
     void* handle_;  // never closed: sanitizers need the library's names until the end
+    nvinfer1::IPluginCreatorV3One* creator_;
 };
 
 nvinfer1::IPluginV3OneCore& core(nvinfer1::IPluginV3& plugin);

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mocked_tensorrt import BINDINGS, Bindings, binding_packages
+from mocked_tensorrt import BINDINGS, binding_packages
 from places import ROOT, TESTS
+from tensorrt_wheels import Wheel
 
 FOLDERS = {"runtime/sdst_runtime/sessions/tensorrt": "*.py", "export/sdst_export/engine": "*.py"}
 SOURCES = [path for folder, pattern in FOLDERS.items() for path in sorted((ROOT / folder).glob(pattern))]
@@ -123,7 +124,7 @@ def stubs(tmp_path_factory) -> Path:
     return folder
 
 
-def ask(bindings: Bindings, stubs: Path, names: set[str]) -> dict[str, Any]:
+def ask(bindings: Wheel, stubs: Path, names: set[str]) -> dict[str, Any]:
     """`in_process_missing` in a fresh process with these bindings."""
     code = (
         "import json, sys; sys.modules['tensorrt_libs'] = None; from test_tensorrt_contract import in_process_missing;"
