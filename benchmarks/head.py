@@ -2,6 +2,7 @@
 
     python benchmarks/head.py                   # random weights, K 4, F 256, M 30: time depends on shapes only
     python benchmarks/head.py --checkpoint run/best.safetensors
+    python benchmarks/head.py --beside OLDER    # with projection.onnx and head.onnx of the same sizes, by another version
 
 All variants run in turn, in one process. "first query" is projection and head, "next query" the head alone, on a video
 whose projection is at hand. Shapes: B queries of one video, T clips, L tokens.
@@ -41,6 +42,7 @@ def main(
     threads: int = 2,
     seconds: float = 30.0,
     fp16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    beside: tuple[Path, ...] = (),
     output: Path | None = None,
 ) -> None:
     """Print p50, p90, p99 and the ratio to torch of each variant.
@@ -53,6 +55,7 @@ def main(
         threads: Of torch and of ONNX Runtime.
         seconds: Of timing, after a warm-up.
         fp16: Time the float16 bundle's head too; a CPU computes it in float32, with casts.
+        beside: Folders with projection.onnx and head.onnx of the same sizes, timed too.
         output: JSON with every sample.
     """
     torch.set_num_threads(threads)
@@ -66,6 +69,10 @@ def main(
     for precision in ("fp32", "fp16") if fp16 else ("fp32",):
         first, following = calls(open_head(trained, precision, threads), inputs)
         variants |= {f"onnxrt {precision}, first query": first, f"onnxrt {precision}, next query": following}
+    for folder in beside:
+        models = (open_session(folder / f"{name}.onnx", threads) for name in ("projection", "head"))
+        first, following = calls(GroundingModel(*models), inputs)
+        variants |= {f"{folder.name}, first query": first, f"{folder.name}, next query": following}
     title = f"head, B {batch} T {clips} L {tokens}, {threads} threads"
     versions = {"torch": torch.__version__, "onnxruntime": import_onnxruntime().__version__}
     report(title, interleave(variants, seconds=seconds), versions=versions, output=output)

@@ -70,11 +70,12 @@ class TextEncoder(nn.Module):
         # the values (a batch without padding takes another path), which an exported graph cannot do.
         batch, length = token_ids_BL.shape
         mask_B1LL = token_mask_BL.bool()[:, None, None, :].expand(batch, 1, length, length)
+        token_ids_BL = token_ids_BL.int()  # TensorRT's type of an index
         outputs = self.bert(
             input_ids=token_ids_BL,
             attention_mask=mask_B1LL,
             token_type_ids=torch.zeros_like(token_ids_BL),
-            position_ids=torch.arange(length, device=token_ids_BL.device)[None],
+            position_ids=torch.arange(length, device=token_ids_BL.device, dtype=torch.int32)[None],
             output_hidden_states=True,
         )
         return torch.stack(outputs.hidden_states[-layers:], dim=1)

@@ -61,7 +61,9 @@ def blend_rows(
         valid = b.op("Mul", valid, b.constant(_five(stride)))
     if first.any():
         valid = b.add(valid, b.constant(np.tile(first, 2).reshape(1, 1, groups, 1, 2 * points)))
-    row = b.op("Max", b.cast(valid, INT64), b.constant(np.zeros((1,) * 5), INT64))  # of NaN too, which must not end a run
+    row = b.op(
+        "Max", b.cast(valid, INT64), b.constant(np.zeros((1,) * 5), INT64)
+    )  # of NaN too, which must not end a run
     place = b.reshape(row, 0, 0, groups, 2 * points, 1)
     found = b.op("GatherND", rows, place, batch_dims=1)  # B M G 2P C
     return b.cast_like(b.op("MatMul", near, b.float(found)), rows)
