@@ -20,7 +20,7 @@ from sdst_runtime.errors import DependencyError, InputError, SdstError, require_
 from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
 from sdst_runtime.grounding.tokenizer import Tokenizer
 from sdst_runtime.machine import gpus, memory_bytes, peak_memory_bytes
-from sdst_runtime.sessions.tensorrt.session import TensorRTSession
+from sdst_runtime.sessions.open import open_engine
 
 KINDS = ("torch", "compile", "onnxrt", "trt", "trt-no-plugin")
 HEAD_ONLY = "torch variants run the projection and the head only"
@@ -78,9 +78,7 @@ def open_candidate(candidate: Candidate) -> Sessions:
     if candidate.kind == "onnxrt":
         return {model: bundle.session(model, candidate.threads) for model in MODELS}
     graphs = bool(candidate.graphs)
-    return {
-        model: TensorRTSession(bundle.path(model), workers=candidate.workers, cuda_graphs=graphs) for model in MODELS
-    }
+    return {model: open_engine(bundle.path(model), candidate.workers, graphs) for model in MODELS}
 
 
 def vocabulary_of(bundle: Bundle) -> int:

@@ -24,9 +24,10 @@ from onnx import TensorProto
 from rich.console import Console
 from rich.progress import Progress
 
-from sdst_export.engine.build import EngineOptions, build_engine
+from sdst_export.engine.build import build_engine
 from sdst_export.engine.cache import timing_cache_path
 from sdst_export.engine.engine_bundle import build_bundle
+from sdst_export.engine.options import EngineOptions
 from sdst_export.engine.profiles import Bucket
 from sdst_runtime.grounding.bundle import MODELS, Bundle, write_manifest
 from sdst_runtime.sessions.tensorrt import TensorRTSession
