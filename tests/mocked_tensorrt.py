@@ -89,13 +89,17 @@ class MockedTensorRT:
     libraries: Path  # holds the mocks
     builds: bool  # whether the builder is mocked, which needs NvOnnxParser.h
 
+    def paths(self) -> list[Path]:
+        """What the process finds packages in first."""
+        return [self.packages]
+
     def call(self, function: Callable[..., Any], *arguments: str) -> Any:
         """What a function of a test module returns (JSON) when a fresh process calls it with these arguments.
 
         Fails the test, with what the process wrote, when the process fails.
         """
         own = Path(sys.modules[function.__module__].__file__ or "").parent  # where the function's test module lies
-        paths = [str(self.packages), str(own), str(TESTS), os.environ.get("PYTHONPATH", "")]
+        paths = [*map(str, (*self.paths(), own, TESTS)), os.environ.get("PYTHONPATH", "")]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
         environment |= {"LD_LIBRARY_PATH": str(self.libraries), "SDST_PLUGINS": str(self.plugin)}
         command = [sys.executable, "-c", _CALL, function.__module__, function.__name__, *arguments]

@@ -2,7 +2,8 @@
 
 A profile is a range of shapes and the usual shapes, for which TensorRT chooses its kernels. Each bucket has two: one
 row, for a single question, and many. TensorRT for RTX compiles kernels for the shapes that come when it runs, and each
-profile costs it a compilation of its own: there a bucket has one. Letters: N clips of a vision batch, B rows, T clips, L tokens.
+profile costs it a compilation of its own: there a bucket has one. Letters: N clips of a vision batch, B rows, T clips,
+L tokens.
 """
 
 from __future__ import annotations

@@ -36,10 +36,8 @@ class RtxBuild:
     def run(self, profiles: Sequence[Profile], monitor: Any) -> Built:
         """The plan of a network that takes and gives what the graph says."""
         name, logger = self._network.name, self._network.logger
-        self._require_no_plugin()
         builder = self._network.builder()
-        network = make_network(self.trt, builder)
-        self._network.parse(network, model_for_parser(self.graph.path, keep_functions=True))
+        network = self.parsed(builder)
         self._require_tensors(network)
         fault = half_fault(name, "network", *half_layers(network), expanded_half_share(self.graph.path))
         if fault:
@@ -55,16 +53,20 @@ class RtxBuild:
             raise EngineError(f"{name}: TensorRT for RTX does not know the plan that it built: {take_errors(logger)}")
         return Built(plan, network.num_layers)
 
-    def keep(self) -> None:
-        """Nothing: TensorRT for RTX times no kernels when it builds."""
-
-    def _require_no_plugin(self) -> None:
+    def parsed(self, builder: Any) -> Any:
+        """The graph as a network, functions and all. Raises ContractError where the parser would end the process."""
         found = registered_plugins(self.trt, function_ops(self.graph.path))
         if found:
             raise ContractError(
                 f"{self._network.name}: a plugin for {', '.join(found)} is registered with TensorRT for RTX in this"
                 " process, which takes none; build in a process that registers nothing"
             )
+        network = make_network(self.trt, builder)
+        self._network.parse(network, model_for_parser(self.graph.path, keep_functions=True))
+        return network
+
+    def keep(self) -> None:
+        """Nothing: TensorRT for RTX times no kernels when it builds."""
 
     def _require_tensors(self, network: Any) -> None:
         inputs = [network.get_input(index) for index in range(network.num_inputs)]

@@ -168,9 +168,13 @@ def plugin_layers(trt: Any, network: Any) -> list[str]:
 
 
 def parser_errors(parser: Any) -> list[str]:
-    """What the ONNX parser found wrong, an entry each."""
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return [f"{error.desc()} (node {error.node_name() or error.node()})" for error in errors]
+    """What the ONNX parser found wrong, an entry of one line each."""
+    return [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+
+
+def _parser_error(error: Any) -> str:
+    lines = dict.fromkeys(" ".join(line.split()) for line in error.desc().splitlines() if _NO_DRIVER not in line)
+    return f"{'; '.join(filter(None, lines))} (node {error.node_name() or error.node()}, {error.node_operator()})"
 
 
 class _Errors(threading.local):
