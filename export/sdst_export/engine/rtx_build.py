@@ -44,6 +44,7 @@ class RtxBuild:
             raise EngineError(f"{fault}; export the bundle again with this version")
         config = builder.create_builder_config()
         config.progress_monitor = monitor
+        config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # all memory is the session's: graphs need it
         if not set_capabilities(self.trt, config, self.compute):
             raise EngineError(f"{name}: TensorRT for RTX refused compute {self.compute}: {take_errors(logger)}")
         self._network.add_profiles(builder, config, profiles)

@@ -235,7 +235,7 @@ def in_fresh_process(function: Any, argument: str) -> Any:
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_a_registered_plugin_is_refused_before_the_parser_ends_the_process(tmp_path):
+def test_a_registered_plugin_is_refused_before_the_parser_meets_it(tmp_path):
     write_head(tmp_path / "head.onnx")
     said = in_fresh_process(in_process_registered, str(tmp_path))
     assert said.startswith("ContractError: head.onnx: a plugin for RDSA is registered with TensorRT for RTX")
