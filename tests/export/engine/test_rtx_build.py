@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -86,20 +87,22 @@ def test_an_engine_for_three_gpus_and_its_sidecar(tmp_path, cache):
     assert len(list((cache / "engines").iterdir())) == 2
 
 
-def test_a_bundle_by_the_command(exported, tmp_path, capsys):
-    """All four models of a random bundle; sdst::RDSA is its function body there."""
+def test_a_bundle_by_the_command(exported, tmp_path, capsys, caplog):
+    """All four models of a random bundle; sdst::RDSA is its function body there. Nothing is warned of."""
     out = tmp_path / "rtx"
     command = ["build", str(exported.directory), "--target", "rtx", "--compute", "8.9", "8.6", "--out", str(out)]
     assert main([*command, "--profiles", "16x1"]) == 0
     told = capsys.readouterr()
     assert told.out.strip() == str(out)
-    assert told.err.count("MiB of ") == 4
+    lines = [line for line in told.err.splitlines() if not line.startswith(("building ", "  ", "next: "))]
+    assert (told.err.count("MiB of "), lines) == (4, [])
     bundle = Bundle.open(out)
     for name in MODELS:
         sidecar = read_sidecar(bundle.path(name))
         assert (sidecar.kind, sidecar.target, sidecar.compute) == (name, "rtx", ("8.6", "8.9"))
         assert (len(sidecar.profiles), sidecar.layers > 50) == (1, True)
     assert not list(out.glob("*.so"))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("name", MODELS)

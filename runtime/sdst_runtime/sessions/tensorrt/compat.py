@@ -33,6 +33,10 @@ _TYPES = {  # trt.DataType by name: its numbers, and what trt.nptype knows, vary
     "UINT8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _MOST_ERRORS = 4  # that are kept for a thread
+_EXPECTED = (  # warnings of the ONNX parser: a function's nodes are named alike at each call; int64 inputs get int64
+    "already exists, the output tensors of this new instance will not be queryable",
+    "has Int64 binding",
+)
 _NO_DRIVER = "checkMacros.cpp::catchCudaError"  # TensorRT for RTX logs it after every error where there is no driver
 _making_logger = threading.Lock()
 _loggers: dict[str, Any] = {}  # the logger of this process for each module, never let go
@@ -195,7 +199,7 @@ def _make_logger(trt: Any) -> Any:
                 if _NO_DRIVER not in msg:
                     self.errors.lines.append(" ".join(msg.split()))
                 LOGGER.debug("%s", msg)  # a thread of TensorRT's own takes none
-            elif severity.name == "WARNING":
+            elif severity.name == "WARNING" and not any(words in msg for words in _EXPECTED):
                 LOGGER.warning("%s", msg)
             else:
                 LOGGER.debug("%s", msg)
