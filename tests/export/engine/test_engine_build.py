@@ -166,7 +166,11 @@ def in_process_failures(directory: str) -> dict[str, Any]:
 
 
 FAILURES = {
-    "no text": ("EngineError: a.onnx: TensorRT cannot read it", "no metadata entry sdst.mock", "node_of_the_mock"),
+    "no text": (
+        "EngineError: a.onnx: TensorRT cannot read it",
+        "no metadata entry sdst.mock",
+        "(node node_of_the_mock, OpOfTheMock)",
+    ),
     "one node": ("EngineError: b.onnx: expected 1 plugin layers", "made 2"),
     "half": ("EngineError: c.onnx: the graph is 50% half, the engine 0%",),
     "level": ("InputError: level: expected 0 to 5, got 6",),
