@@ -2,7 +2,7 @@
 
     python benchmarks/head.py                   # random weights, K 4, F 256, M 30: time depends on shapes only
     python benchmarks/head.py --checkpoint run/best.safetensors
-    python benchmarks/head.py --beside OLDER    # with projection.onnx and head.onnx of the same sizes, by another version
+    python benchmarks/head.py --beside OLDER    # and projection.onnx and head.onnx of the same sizes from this folder
 
 All variants run in turn, in one process. "first query" is projection and head, "next query" the head alone, on a video
 whose projection is at hand. Shapes: B queries of one video, T clips, L tokens.

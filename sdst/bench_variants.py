@@ -20,7 +20,9 @@ from sdst_runtime.errors import DependencyError, InputError, SdstError, require_
 from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
 from sdst_runtime.grounding.tokenizer import Tokenizer
 from sdst_runtime.machine import gpus, memory_bytes, peak_memory_bytes
-from sdst_runtime.sessions.tensorrt.session import TensorRTSession
+from sdst_runtime.sessions.open import open_engine
+from sdst_runtime.sessions.tensorrt.compat import PRODUCTS
+from sdst_runtime.sessions.tensorrt.sidecar import read_sidecar
 
 KINDS = ("torch", "compile", "onnxrt", "trt", "trt-no-plugin")
 HEAD_ONLY = "torch variants run the projection and the head only"
@@ -78,9 +80,7 @@ def open_candidate(candidate: Candidate) -> Sessions:
     if candidate.kind == "onnxrt":
         return {model: bundle.session(model, candidate.threads) for model in MODELS}
     graphs = bool(candidate.graphs)
-    return {
-        model: TensorRTSession(bundle.path(model), workers=candidate.workers, cuda_graphs=graphs) for model in MODELS
-    }
+    return {model: open_engine(bundle.path(model), candidate.workers, graphs) for model in MODELS}
 
 
 def vocabulary_of(bundle: Bundle) -> int:
@@ -117,9 +117,11 @@ def _of_bundle(bundle: Bundle, threads: int | None) -> list[Candidate]:
     place, head = bundle.directory, bundle.path("head")
     if head.suffix == ".onnx":
         return [Candidate(f"onnxrt {place.name}", "onnxrt", f"ONNX Runtime, {place}", place, threads)]
+    target = read_sidecar(head).target
+    name, product = f"{'rtx' if target == 'rtx' else 'trt'} {place.name}", PRODUCTS[target]
     return [
-        Candidate(f"trt {place.name}", "trt", f"TensorRT, {place}", place),
-        Candidate(f"trt {place.name}, CUDA graph", "trt", f"TensorRT, CUDA graphs, {place}", place, graphs=1),
+        Candidate(name, "trt", f"{product}, {place}", place),
+        Candidate(f"{name}, CUDA graph", "trt", f"{product}, CUDA graphs, {place}", place, graphs=1),
     ]
 
 

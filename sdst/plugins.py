@@ -13,10 +13,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdst_export.engine.cache import cache_folder
 from sdst_runtime.children import tied_process
 from sdst_runtime.errors import ContractError, DependencyError, InputError, SdstError
-from sdst_runtime.files import copy_file, only_process, remove, sha256_file, write_text
+from sdst_runtime.files import cache_folder, copy_file, only_process, remove, sha256_file, write_text
 from sdst_runtime.machine import gpus, usable_cores
 from sdst_runtime.sessions.plugin_library import (
     LIBRARIES,

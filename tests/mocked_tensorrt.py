@@ -66,13 +66,17 @@ class MockedTensorRT:
     libraries: Path  # holds the mocks
     builds: bool  # whether the builder is mocked, which needs NvOnnxParser.h
 
+    def paths(self) -> list[Path]:
+        """What the process finds packages in first."""
+        return [self.packages]
+
     def call(self, function: Callable[..., Any], *arguments: str) -> Any:
         """What a function of a test module returns (JSON) when a fresh process calls it with these arguments.
 
         Fails the test, with what the process wrote, when the process fails.
         """
         environment = {"LD_LIBRARY_PATH": str(self.libraries), "SDST_PLUGINS": str(self.plugin)}
-        return call_with_tensorrt(self.packages, function, arguments, environment)
+        return call_with_tensorrt(self.paths(), function, arguments, environment)
 
 
 def mocked_tensorrt(bindings: Wheel) -> MockedTensorRT:

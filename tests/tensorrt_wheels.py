@@ -55,15 +55,15 @@ def tensorrt_package(wheels: Sequence[Wheel], bindings: str) -> Path:
 
 
 def call_with_tensorrt(
-    packages: Path, function: Callable[..., Any], arguments: Sequence[str], environment: Mapping[str, str]
+    packages: Sequence[Path], function: Callable[..., Any], arguments: Sequence[str], environment: Mapping[str, str]
 ) -> Any:
     """What a function of a test module returns (JSON) when a fresh process calls it with these arguments.
 
-    There `import tensorrt` takes it from the folder `packages`. Fails the test, with what the process wrote, when the
+    There `import tensorrt` takes it from the folders `packages`. Fails the test, with what the process wrote, when the
     process fails.
     """
     own = Path(sys.modules[function.__module__].__file__ or "").parent  # where the function's test module lies
-    paths = [str(packages), str(own), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    paths = [*map(str, (*packages, own, TESTS)), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
     command = [sys.executable, "-c", _CALL, function.__module__, function.__name__, *arguments]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -48,9 +48,9 @@ IMPORTERS = {
     "require_package",
     "require_library",
 }  # functions whose first argument names a module
-HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard", "tensorrt", "pycuda"}
+ENGINES = {"tensorrt", "tensorrt_rtx", "pycuda"}  # of extras, for sdst_runtime/sessions/tensorrt and there when used
+HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"} | ENGINES
 SHOWS = {"pandas", "matplotlib"}  # of nobody's extra, for sdst_runtime/showing.py alone and there when used
-ENGINES = {"tensorrt", "pycuda"}  # of the extra tensorrt, for sdst_runtime/sessions/tensorrt alone and there when used
 
 
 def sources(room: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and their digests."""
+"""Files that are never half-written, their digests, and the folder of what is kept from run to run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .scratch import scratch_folder, sweep
 from .strict_json import dump_json, load_json
 from .text import read_lines
 
+CACHE_VARIABLE = "SDST_CACHE"
 _HEADER = "sdst"  # the one metadata entry of our safetensors files
 
 
@@ -179,3 +180,9 @@ def sha256_file(path: Path) -> str:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where engines, timings and compiled kernels are kept: $SDST_CACHE, by default ~/.cache/sdst."""
+    stated = os.environ.get(CACHE_VARIABLE)
+    return Path(stated) if stated else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdst"

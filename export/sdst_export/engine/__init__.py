@@ -1,1 +1,1 @@
-"""One ONNX file or a whole bundle to TensorRT engines: profiles, cache, checks and sidecars."""
+"""One ONNX file or a whole bundle to engines of TensorRT or TensorRT for RTX: profiles, cache, checks, sidecars."""

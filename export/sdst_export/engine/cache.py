@@ -1,6 +1,7 @@
 """Engines and timings that were made before, in $SDST_CACHE, by default ~/.cache/sdst.
 
-An engine is found again when graph, weights, TensorRT, GPU, driver, plugin, profiles and flags are the same. Timings of
+An engine is found again when graph, weights, TensorRT, GPU, driver, plugin, profiles and flags are the same; one for
+RTX when graph, weights, TensorRT for RTX, compute capabilities and profiles are. Timings of
 kernels belong to one GPU and one TensorRT and make later builds shorter.
 """
 
@@ -8,24 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
 import shutil
 from pathlib import Path
 
 from sdst_runtime.errors import SdstError
-from sdst_runtime.files import atomic_files
+from sdst_runtime.files import atomic_files, cache_folder
 from sdst_runtime.sessions.tensorrt.sidecar import MachineRecord, Sidecar, read_plan, read_sidecar, sidecar_path
 from sdst_runtime.strict_json import dump_json
 
-VARIABLE = "SDST_CACHE"
-_RESULTS = ("plan_sha256", "plan_bytes", "build_s")  # fields that a build gives, not what it is built from
-
-
-def cache_folder() -> Path:
-    """Where engines and timings are kept."""
-    stated = os.environ.get(VARIABLE)
-    return Path(stated) if stated else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdst"
+_RESULTS = ("plan_sha256", "plan_bytes", "build_s", "layers")  # fields that a build gives, not what it is built from
 
 
 def timing_cache_path(machine: MachineRecord) -> Path:

@@ -1,4 +1,4 @@
-"""A bundle of ONNX files to a bundle of engines for this machine."""
+"""A bundle of ONNX files to a bundle of engines, for this machine or for RTX GPUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from sdst_runtime.sessions.plugin_library import LIBRARIES, Brought, find_plugin
 from sdst_runtime.sessions.tensorrt.device import Device
 from sdst_runtime.sessions.tensorrt.sidecar import Sidecar, sidecar_path
 
-from .build import EngineOptions, build_engine
+from .build import build_engine
+from .options import EngineOptions, require_options
 from .profiles import Bucket
 
 
@@ -25,27 +26,28 @@ def build_bundle(
     out: Path,
     buckets: Sequence[Bucket],
     options: EngineOptions,
-    device: Device,
+    device: Device | None,
     bar: Progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Write the engines of all models, their sidecars, the plugin's library, tokenizer.json and, last, bundle.json.
 
-    While files change the directory has no bundle.json and is no bundle. Raises what `build_engine` does, and
-    InputError when `out` is the bundle itself or the bundle holds engines already.
+    While files change the directory has no bundle.json and is no bundle. `device` is None for RTX. Raises what
+    `build_engine` does, and InputError when `out` is the bundle itself or the bundle holds engines already.
     """
     _require_place(bundle, out)
+    require_options(options)
     make_directory(out)
     remove(out / MANIFEST)
-    beside, brought = [], bundle.brought(device.plugin_device)
+    beside, brought = [], bundle.brought(device.plugin_device) if device else None
     for name in MODELS:
         say(f"building {name}.plan")
         plan = out / f"{name}.plan"
         own = options if name == "head" else dataclasses.replace(options, embed_plugin=False)
         sidecar = build_engine(bundle.path(name), plan, buckets, own, device, bar, brought)
-        say(f"  {sidecar.plan_bytes / 2**20:.1f} MiB in {sidecar.build_s:.0f} s")
+        say(f"  {sidecar.plan_bytes / 2**20:.1f} MiB of {sidecar.layers} layers in {sidecar.build_s:.0f} s")
         beside.append(sidecar_path(plan).name)
-        if _needs_library(sidecar):
+        if device and brought and _needs_library(sidecar):
             beside.append(_copy_library(device, brought, out))
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
     models = {name: f"{name}.plan" for name in MODELS}

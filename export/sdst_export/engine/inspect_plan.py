@@ -33,11 +33,6 @@ class Layers:
     half: int  # of these, those that read or write float16
     fused: int = 0  # layers of fused regions, of which only the outer tensors show
 
-    @property
-    def half_share(self) -> float:
-        """0 when no layer tells its types."""
-        return self.half / self.floating if self.floating else 0.0
-
 
 def read_layers(inspected: str) -> Layers:
     """Count the layers of `get_engine_information(JSON)` under detailed verbosity. Raises EngineError."""
@@ -73,16 +68,23 @@ def require_layers(model: str, layers: Layers, rdsa: int, half_share: float) -> 
                 f" has {found} among {layers.all} layers in all; export the bundle again and look for the plugin with"
                 "  sdst plugins info"
             )
-    if not layers.floating:  # all of it fused into what the inspector does not open
-        return
-    if layers.half_share < half_share * HALF_SLACK or (half_share == 0 and layers.half):
-        shares = (
-            f"{model}: the graph is {half_share:.0%} half, the engine {layers.half_share:.0%}"
-            f" ({layers.half} of {layers.floating} layers)"
-        )
-        if not layers.fused:
-            raise EngineError(f"{shares}; export the bundle again with this version")
-        LOGGER.warning("%s, %d of them fused regions that do not show all", shares, layers.fused)
+    fault = half_fault(model, "engine", layers.half, layers.floating, half_share)
+    if fault and not layers.fused:
+        raise EngineError(f"{fault}; export the bundle again with this version")
+    if fault:
+        LOGGER.warning("%s, %d of them fused regions that do not show all", fault, layers.fused)
+
+
+def half_fault(model: str, what: str, half: int, floating: int, half_share: float) -> str:
+    """What is wrong unless the engine or network keeps about the graph's share of half precision, else nothing.
+
+    `floating` are its layers of floating numbers, `half` those of float16. Where none tells its type, as when all of
+    it is fused into what the inspector does not open, nothing is wrong.
+    """
+    if not floating or (half / floating >= half_share * HALF_SLACK and (half_share or not half)):
+        return ""
+    shares = f"the graph is {half_share:.0%} half, the {what} {half / floating:.0%}"
+    return f"{model}: {shares} ({half} of {floating} layers)"
 
 
 def _is_rdsa(layer: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from sdst_runtime.contracts import FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
@@ -68,13 +69,15 @@ def read_graph(path: Path) -> EngineGraph:
     )
 
 
-def model_for_parser(path: Path) -> bytes:
+def model_for_parser(path: Path, keep_functions: bool = False) -> bytes:
     """The model for TensorRT's parser; weights in a file of their own stay there. Raises InputError as `read_graph`.
 
-    Read anew, so that nobody holds the model while TensorRT builds.
+    TensorRT for RTX needs the functions, TensorRT must not see them. Read anew, so that nobody holds the model while
+    TensorRT builds.
     """
     model = _load(path)
-    del model.functions[:]
+    if not keep_functions:
+        del model.functions[:]
     _read_after_cast(model.graph)
     return model.SerializeToString()
 
@@ -90,6 +93,16 @@ def half_share(model: onnx.ModelProto) -> float:
     outputs = [types.get(node.output[0]) for node in inferred.graph.node if node.op_type not in _NO_LAYERS]
     half, single = outputs.count(onnx.TensorProto.FLOAT16), outputs.count(onnx.TensorProto.FLOAT)
     return half / (half + single) if half + single else 0.0
+
+
+def expanded_half_share(path: Path) -> float:
+    """`half_share` with every function's body in the place of its nodes, as TensorRT for RTX gets it."""
+    return half_share(onnx.inliner.inline_local_functions(_load(path)))
+
+
+def function_ops(path: Path) -> set[str]:
+    """Names of the ops that are functions in the file."""
+    return {function.name for function in _load(path).functions}
 
 
 _NO_LAYERS = ("Cast", "CastLike", "DequantizeLinear")

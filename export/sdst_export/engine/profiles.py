@@ -1,7 +1,9 @@
 """Which sizes an engine takes: optimisation profiles, one or more a bucket of video lengths.
 
 A profile is a range of shapes and the usual shapes, for which TensorRT chooses its kernels. Each bucket has two: one
-row, for a single question, and many. Letters: N clips of a vision batch, B rows, T clips, L tokens.
+row, for a single question, and many. TensorRT for RTX compiles kernels for the shapes that come when it runs, and each
+profile costs it a compilation of its own: there a bucket has one. Letters: N clips of a vision batch, B rows, T clips,
+L tokens.
 """
 
 from __future__ import annotations
@@ -72,25 +74,33 @@ def limits(buckets: Sequence[Bucket]) -> dict[str, int]:
 
 
 def profiles_for(
-    kind: ModelKind, inputs: Mapping[str, TensorRecord], spec: FeatureSpec, buckets: Sequence[Bucket]
+    kind: ModelKind,
+    inputs: Mapping[str, TensorRecord],
+    spec: FeatureSpec,
+    buckets: Sequence[Bucket],
+    one_row_apart: bool = True,
 ) -> tuple[Profile, ...]:
-    """The profiles of one model, in order of size. Raises InputError when an input has an axis of another name."""
+    """The profiles of one model, in order of size; `one_row_apart`: one row has a profile of its own.
+
+    Raises InputError when an input has an axis of another name.
+    """
     tokens = (1, min(USUAL_TOKENS, spec.max_tokens), spec.max_tokens)
     many = limits(buckets)["max_batch"]
     choices: dict[ModelKind, list[Sizes]] = {
         "vision": [{"N": (1, VISION_BATCH, VISION_BATCH)}],
-        "text": [{"B": rows, "L": tokens} for rows in _rows(many)],
+        "text": [{"B": rows, "L": tokens} for rows in _rows(many, one_row_apart)],
     }
     by_clips = [
         {"B": rows, "T": (1, bucket.clips, bucket.clips), "L": tokens}
         for bucket in buckets
-        for rows in _rows(bucket.rows)
+        for rows in _rows(bucket.rows, one_row_apart)
     ]
     return tuple(_profile(inputs, sizes) for sizes in choices.get(kind, by_clips))
 
 
-def _rows(most: int) -> list[tuple[int, int, int]]:
-    return [(1, 1, 1)] if most == 1 else [(1, 1, 1), (1, most, most)]
+def _rows(most: int, one_row_apart: bool) -> list[tuple[int, int, int]]:
+    many = (1, most, most)
+    return [(1, 1, 1), many] if most > 1 and one_row_apart else [many]
 
 
 def _profile(inputs: Mapping[str, TensorRecord], sizes: Sizes) -> Profile:

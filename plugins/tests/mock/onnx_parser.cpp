@@ -74,6 +74,7 @@ class ParserError final : public nvonnxparser::UnmockedParserError {
     const char* desc() const override { return words_.c_str(); }
     int node() const override { return 3; }
     const char* nodeName() const override { return "node_of_the_mock"; }
+    const char* nodeOperator() const override { return "OpOfTheMock"; }
 
   private:
     std::string words_;

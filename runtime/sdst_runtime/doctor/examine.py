@@ -27,7 +27,16 @@ from ..sessions.base import Session, limit_of
 from ..sessions.int8_products import products_are_exact
 from ..sessions.ort import import_onnxruntime
 from .check import Check, split_message
-from .gpu import RunOnCuda, check_cuda, check_driver, check_onnxruntime_cuda, check_plugin, check_pycuda, check_tensorrt
+from .gpu import (
+    RunOnCuda,
+    check_cuda,
+    check_driver,
+    check_onnxruntime_cuda,
+    check_plugin,
+    check_pycuda,
+    check_rtx,
+    check_tensorrt,
+)
 from .installation import check_annotations, check_onnxruntime, check_video
 
 OLDEST_PYTHON = (3, 10)
@@ -66,6 +75,7 @@ def examine(bundle: Path | None = None, run_cuda: RunOnCuda | None = None) -> Ex
         check_driver(),
         check_cuda(),
         check_tensorrt(),
+        check_rtx(),
         check_pycuda(),
         check_plugin("host", opened),
         check_plugin("cuda", opened, run_cuda),

@@ -21,6 +21,7 @@ from ..sessions.plugin_library import HOST_CODE, TYPES, PluginDevice, RdsaLibrar
 from ..sessions.tensorrt.compat import load_tensorrt
 from ..sessions.tensorrt.device import Device
 from ..sessions.tensorrt.pycuda_device import open_pycuda_device
+from ..sessions.tensorrt.rtx import known_capabilities
 from .check import Check, split_message
 from .rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inputs, rdsa_oracle
 
@@ -70,6 +71,16 @@ def check_tensorrt() -> Check:
         state = "absent" if find_spec("tensorrt") is None else "fault"
         return Check("TensorRT", state, *split_message(str(error)))
     return Check("TensorRT", "fine", str(trt.__version__))
+
+
+def check_rtx() -> Check:
+    """TensorRT for RTX, and the GPUs that it builds engines for, with or without one here."""
+    try:
+        trt = load_tensorrt("rtx")
+    except DependencyError as error:
+        state = "absent" if find_spec("tensorrt_rtx") is None else "fault"
+        return Check("TensorRT for RTX", state, *split_message(str(error)))
+    return Check("TensorRT for RTX", "fine", f"{trt.__version__}, builds for {' '.join(known_capabilities(trt))}")
 
 
 def check_pycuda() -> Check:

@@ -24,9 +24,10 @@ from onnx import TensorProto
 from rich.console import Console
 from rich.progress import Progress
 
-from sdst_export.engine.build import EngineOptions, build_engine
+from sdst_export.engine.build import build_engine
 from sdst_export.engine.cache import timing_cache_path
 from sdst_export.engine.engine_bundle import build_bundle
+from sdst_export.engine.options import EngineOptions
 from sdst_export.engine.profiles import Bucket
 from sdst_runtime.grounding.bundle import MODELS, Bundle, write_manifest
 from sdst_runtime.sessions.tensorrt import TensorRTSession
@@ -165,7 +166,11 @@ def in_process_failures(directory: str) -> dict[str, Any]:
 
 
 FAILURES = {
-    "no text": ("EngineError: a.onnx: TensorRT cannot read it", "no metadata entry sdst.mock", "node_of_the_mock"),
+    "no text": (
+        "EngineError: a.onnx: TensorRT cannot read it",
+        "no metadata entry sdst.mock",
+        "(node node_of_the_mock, OpOfTheMock)",
+    ),
     "one node": ("EngineError: b.onnx: expected 1 plugin layers", "made 2"),
     "half": ("EngineError: c.onnx: the graph is 50% half, the engine 0%",),
     "level": ("InputError: level: expected 0 to 5, got 6",),

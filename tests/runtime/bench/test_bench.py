@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import faults, opened
+from engine_files import SPEC, plan_bytes
+from mocked_rtx import rtx_sidecar
 
 from sdst.bench import _failures
-from sdst.bench_variants import _gpu_bytes, candidates, parse_kinds
+from sdst.bench_variants import _gpu_bytes, candidates, open_candidate, parse_kinds
 from sdst.cli import main
 from sdst_runtime.bench.measure import (
     Benchmark,
@@ -34,10 +36,11 @@ from sdst_runtime.bench.measure import (
     time_stage,
 )
 from sdst_runtime.bench.page import render_page, write_page
-from sdst_runtime.errors import InputError
+from sdst_runtime.errors import DependencyError, InputError
 from sdst_runtime.files import sha256_file
-from sdst_runtime.grounding.bundle import Bundle
+from sdst_runtime.grounding.bundle import MODELS, Bundle, write_manifest
 from sdst_runtime.machine import clocks, gpus, load, load_warning, memory_bytes, peak_memory_bytes
+from sdst_runtime.sessions.tensorrt.sidecar import write_sidecar
 
 SHAPE = Shape(2, 9, 3, 5)
 
@@ -298,6 +301,23 @@ def test_two_bundles_of_one_name_are_told_apart(exported, tmp_path):
     assert "sdst build" in found[3].reason
     (absent,) = candidates([], ["trt-no-plugin"], None, 1, 1)
     assert "cannot make these yet" in absent.reason
+
+
+def test_engines_for_rtx_are_told_from_those_of_tensorrt(tmp_path):
+    bundles = []
+    for target in ("tensorrt", "rtx"):
+        (folder := tmp_path / target).mkdir()
+        for model in MODELS:
+            (folder / f"{model}.plan").write_bytes(plan_bytes())
+            write_sidecar(folder / f"{model}.plan", rtx_sidecar(target=target))
+        (folder / "tokenizer.json").write_text("{}")
+        sidecars = [f"{model}.plan.json" for model in MODELS]
+        bundles.append(write_manifest(folder, SPEC, {model: f"{model}.plan" for model in MODELS}, "0.1.0", sidecars))
+    found = candidates(bundles, ["trt"], None, 1, 1)
+    assert [one.name for one in found] == ["trt tensorrt", "trt tensorrt, CUDA graph", "rtx rtx", "rtx rtx, CUDA graph"]
+    assert [one.what.split(",")[0] for one in found] == ["TensorRT"] * 2 + ["TensorRT for RTX"] * 2
+    with pytest.raises(DependencyError, match=r"TensorRT for RTX|pycuda"):
+        open_candidate(found[2])
 
 
 def test_bench_on_the_command_line(capsys, exported, video, tmp_path):

@@ -1,7 +1,8 @@
-"""TensorRT 10.3 to 11.x behind one set of functions: what differs between the versions stands here and nowhere else.
+"""TensorRT 10.3 to 11.x and TensorRT for RTX behind one set of functions: what differs between versions stands here.
 
-`tensorrt` is imported when it is needed. Objects of TensorRT are passed as `Any`: its stubs differ from version to
-version. test_tensorrt_contract.py holds every name that this project uses against the bindings of three versions.
+What only TensorRT for RTX has stands in rtx.py. `tensorrt` or `tensorrt_rtx` is imported when it is needed. Objects of
+TensorRT are passed as `Any`: its stubs differ from version to version. test_tensorrt_contract.py holds every name that
+this project uses against the bindings of three versions, test_rtx_contract.py against those of TensorRT for RTX.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import platform
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +22,10 @@ from ...errors import ContractError, DependencyError, DeviceError
 from ..plugin_library import PluginInfo
 
 LOGGER = logging.getLogger("sdst.tensorrt")
-OLDEST = (10, 3)
+Target = Literal["tensorrt", "rtx"]  # which of NVIDIA's two libraries builds an engine and runs it
+PRODUCTS: dict[Target, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+MODULES: dict[Target, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+OLDEST: dict[Target, tuple[int, int]] = {"tensorrt": (10, 3), "rtx": (1, 7)}
 PLUGIN = ("RDSA", "1", "sdst")  # name, version, namespace: plugins/README.md
 
 _TYPES = {  # trt.DataType by name: its numbers, and what trt.nptype knows, vary
@@ -29,20 +33,30 @@ _TYPES = {  # trt.DataType by name: its numbers, and what trt.nptype knows, vary
     "UINT8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _MOST_ERRORS = 4  # that are kept for a thread
+_EXPECTED = (  # warnings of the ONNX parser: a function's nodes are named alike at each call; int64 inputs get int64
+    "already exists, the output tensors of this new instance will not be queryable",
+    "has Int64 binding",
+)
+_NO_DRIVER = "checkMacros.cpp::catchCudaError"  # TensorRT for RTX logs it after every error where there is no driver
 _making_logger = threading.Lock()
-_loggers: list[Any] = []  # the logger of this process, at most one, never let go
+_loggers: dict[str, Any] = {}  # the logger of this process for each module, never let go
 _registering = threading.Lock()
 _registered: list[PluginInfo] = []  # the library of this process, at most one
 
 
-def load_tensorrt() -> Any:
-    """The module `tensorrt`. Raises DependencyError saying what to install here when it is missing or too old."""
+def load_tensorrt(target: Target = "tensorrt") -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`.
+
+    Raises DependencyError saying what to install here when it is missing or too old.
+    """
+    product, oldest = PRODUCTS[target], OLDEST[target]
     try:
-        trt = importlib.import_module("tensorrt")
-    except (ImportError, OSError) as error:  # OSError: the bindings are there, libnvinfer is not
-        raise DependencyError(f"TensorRT cannot be imported ({error}): {_how_to_install()}") from error
-    if version_numbers(trt.__version__)[:2] < OLDEST:
-        raise DependencyError(f"expected TensorRT 10.3 or newer, got {trt.__version__}: {_how_to_install()}")
+        trt = importlib.import_module(MODULES[target])
+    except (ImportError, OSError) as error:  # OSError: the bindings are there, their library is not
+        raise DependencyError(f"{product} cannot be imported ({error}): {_how_to_install(target)}") from error
+    if version_numbers(trt.__version__)[:2] < oldest:
+        least = ".".join(map(str, oldest))
+        raise DependencyError(f"expected {product} {least} or newer, got {trt.__version__}: {_how_to_install(target)}")
     return trt
 
 
@@ -64,12 +78,13 @@ def is_jetson() -> bool:
 def shared_logger(trt: Any) -> Any:
     """The process's one trt.ILogger: it hands warnings to `logging` and keeps a thread's last errors for `take_errors`.
 
-    One, because TensorRT keeps the first logger it is given for the whole process, also when its session is gone.
+    One for each library, because TensorRT keeps the first logger it is given for the whole process, also when its
+    session is gone.
     """
     with _making_logger:
-        if not _loggers:
-            _loggers.append(_make_logger(trt))
-        return _loggers[0]
+        if trt.__name__ not in _loggers:
+            _loggers[trt.__name__] = _make_logger(trt)
+        return _loggers[trt.__name__]
 
 
 def take_errors(logger: Any) -> str:
@@ -94,14 +109,18 @@ def make_runtime(trt: Any, logger: Any, host_code: bool) -> Any:
     return runtime
 
 
-def make_context(trt: Any, engine: Any, logger: Any, profile: int, scratch: tuple[int, int], stream: int) -> Any:
+def make_context(
+    trt: Any, engine: Any, logger: Any, profile: int, scratch: tuple[int, int], stream: int, runtime_config: Any = None
+) -> Any:  # fmt: skip
     """An execution context on an optimisation profile; `scratch` is the address and size of its working memory.
 
-    The index is checked here: the bindings of 10.3.0 end the process when set_optimization_profile_async fails.
+    `runtime_config` is that of TensorRT for RTX, which says USER_MANAGED itself (rtx.make_runtime_config). The index
+    is checked here: the bindings of 10.3.0 end the process when set_optimization_profile_async fails.
     """
     if not 0 <= profile < engine.num_optimization_profiles:
         raise ContractError(f"the engine has {engine.num_optimization_profiles} profiles, asked for number {profile}")
-    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    own_memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    context = engine.create_execution_context(own_memory if runtime_config is None else runtime_config)
     if context is None:
         raise DeviceError(f"TensorRT made no execution context: {take_errors(logger)}")
     if profile and not context.set_optimization_profile_async(profile, stream):  # a context starts on profile 0
@@ -153,9 +172,13 @@ def plugin_layers(trt: Any, network: Any) -> list[str]:
 
 
 def parser_errors(parser: Any) -> list[str]:
-    """What the ONNX parser found wrong, an entry each."""
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return [f"{error.desc()} (node {error.node_name() or error.node()})" for error in errors]
+    """What the ONNX parser found wrong, an entry of one line each."""
+    return [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+
+
+def _parser_error(error: Any) -> str:
+    lines = dict.fromkeys(" ".join(line.split()) for line in error.desc().splitlines() if _NO_DRIVER not in line)
+    return f"{'; '.join(filter(None, lines))} (node {error.node_name() or error.node()}, {error.node_operator()})"
 
 
 class _Errors(threading.local):
@@ -173,9 +196,10 @@ def _make_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, msg: str) -> None:
             if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self.errors.lines.append(" ".join(msg.split()))
+                if _NO_DRIVER not in msg:
+                    self.errors.lines.append(" ".join(msg.split()))
                 LOGGER.debug("%s", msg)  # a thread of TensorRT's own takes none
-            elif severity.name == "WARNING":
+            elif severity.name == "WARNING" and not any(words in msg for words in _EXPECTED):
                 LOGGER.warning("%s", msg)
             else:
                 LOGGER.debug("%s", msg)
@@ -183,7 +207,11 @@ def _make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _how_to_install() -> str:
+def _how_to_install(target: Target) -> str:
+    if target == "rtx":
+        if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+            return "it is used on Linux x86-64 only; use the ONNX bundle here"
+        return install_command("rtx")
     if is_jetson():
         return (
             "it comes with JetPack: run  sudo apt install nvidia-jetpack  and make the environment with"

@@ -54,6 +54,7 @@ class EngineParts:
     device: Device
     no_graphs: threading.Event  # set when CUDA graphs are not wanted or do not work
     making: threading.Lock  # held while a context is made: an engine promises that to one thread at a time
+    runtime_config: Callable[[], Any] | None = None  # of TensorRT for RTX: what a context is made with
 
 
 class Lane:
@@ -240,7 +241,8 @@ class _Bucket:
         """A context on this profile. All of a lane share their working memory: they run one after the other."""
         parts, scratch = self._parts, (self._scratch.address, self._scratch_bytes)
         with parts.making:
-            return make_context(parts.trt, parts.engine, parts.logger, self._profile, scratch, self._stream.handle)
+            how = None if parts.runtime_config is None else parts.runtime_config()
+            return make_context(parts.trt, parts.engine, parts.logger, self._profile, scratch, self._stream.handle, how)
 
     def address(self, name: str) -> int:
         """Where a tensor lies on the device."""

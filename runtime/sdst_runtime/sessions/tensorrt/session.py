@@ -1,4 +1,4 @@
-"""TensorRTSession: an engine file that `sdst build` made, run on the GPU.
+"""TensorRTSession: an engine file that `sdst build` made, run on the GPU. RtxSession (rtx_session.py) is one, too.
 
 Shapes are those of the model (docs/architecture.md); every free axis may take any size that a profile holds.
 """
@@ -6,7 +6,7 @@ Shapes are those of the model (docs/architecture.md); every free axis may take a
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ import numpy as np
 from ...errors import ContractError, InputError
 from ..base import ProcessSession, TensorInfo, require_inputs
 from ..plugin_library import Brought, RdsaLibrary, find_stated_library
-from .compat import load_tensorrt, make_runtime, numpy_dtype, register_plugin, shared_logger, take_errors
+from .compat import (
+    PRODUCTS,
+    Target,
+    load_tensorrt,
+    make_runtime,
+    numpy_dtype,
+    register_plugin,
+    shared_logger,
+    take_errors,
+)
 from .device import Device
 from .dlpack import DeviceArray, is_on_device, read_tensor
 from .lane import EngineParts, Input, Lane
@@ -31,6 +40,7 @@ from .sidecar import (
     rebuild,
     require_machine,
     require_plugin,
+    require_target,
     require_tensors,
 )
 
@@ -41,6 +51,8 @@ class TensorRTSession(ProcessSession):
     The first call of some shapes is slow (memory, kernels), the second captures a CUDA graph; `warm_up` does both
     beforehand.
     """
+
+    target: Target = "tensorrt"
 
     def __init__(
         self,
@@ -63,17 +75,18 @@ class TensorRTSession(ProcessSession):
         self.path = Path(path)
         super().__init__(self.path.name)
         self._sidecar = read_sidecar(self.path)
-        trt = load_tensorrt()
+        require_target(self.path, self._sidecar, self.target)
+        trt = load_tensorrt(self.target)
         self._device = _open_device() if device is None else device
         facts = self._device.facts
-        here = MachineRecord(trt.__version__, facts.sm, facts.gpu, facts.driver, facts.cuda)
-        require_machine(self.path, self._sidecar, here)
+        self._here = MachineRecord(trt.__version__, facts.sm, facts.gpu, facts.driver, facts.cuda)
+        require_machine(self.path, self._sidecar, self._here)
         _require_host_code(self.path, self._sidecar, engine_host_code_allowed)
         plan = read_plan(self.path, self._sidecar)
         self.metadata: Mapping[str, str] = self._sidecar.metadata()
         with self._device.current():
             _load_plugin(trt, self.path, self._sidecar, self._device, engine_host_code_allowed)
-            parts = _load_engine(trt, self.path, self._sidecar, plan, self._device, engine_host_code_allowed)
+            parts = self._load_engine(trt, plan, engine_host_code_allowed)
             lanes = [Lane(parts) for _ in range(workers)]
         if not cuda_graphs:
             parts.no_graphs.set()
@@ -114,8 +127,44 @@ class TensorRTSession(ProcessSession):
     def _release(self) -> None:
         lanes = self._pool.close()  # once the calls under way have ended
         with self._device.current():
+            self._before_release()
             while lanes:  # let go here too, streams and contexts need the device current
                 lanes.pop().close()
+
+    def _load_engine(self, trt: Any, plan: bytes, host_code: bool) -> EngineParts:
+        """What the lanes share. Raises ContractError when TensorRT refuses the plan or it is not its sidecar's."""
+        path, sidecar, logger = self.path, self._sidecar, shared_logger(trt)
+        mend = rebuild(path, sidecar)
+        runtime = make_runtime(trt, logger, host_code)
+        self._require_valid(trt, runtime, logger, plan)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise ContractError(f"{path}: {PRODUCTS[self.target]} cannot load it: {take_errors(logger)}; {mend}")
+        found: dict[Any, dict[str, TensorInfo]] = {trt.TensorIOMode.INPUT: {}, trt.TensorIOMode.OUTPUT: {}}
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            dtype = numpy_dtype(engine.get_tensor_dtype(name))
+            found[engine.get_tensor_mode(name)][name] = TensorInfo(dtype, tuple(engine.get_tensor_shape(name)))
+        inputs = {name: record.info() for name, record in sidecar.inputs.items()}
+        outputs = {name: record.info() for name, record in sidecar.outputs.items()}
+        require_tensors(path, "input", inputs, found[trt.TensorIOMode.INPUT], mend)
+        require_tensors(path, "output", outputs, found[trt.TensorIOMode.OUTPUT], mend)
+        profiles = _profiles(engine, inputs)
+        if profiles != sidecar.profiles:
+            raise ContractError(f"{path}: its profiles are not those of its sidecar; {mend}")
+        return EngineParts(
+            path.name, trt, logger, engine, inputs, outputs, profiles, self._device, threading.Event(),
+            threading.Lock(), self._runtime_config(trt, engine),
+        )  # fmt: skip
+
+    def _require_valid(self, trt: Any, runtime: Any, logger: Any, plan: bytes) -> None:
+        """What the library can say of a plan before it is loaded: of TensorRT nothing."""
+
+    def _runtime_config(self, trt: Any, engine: Any) -> Callable[[], Any] | None:
+        """What makes that with which a context is made, in a library that has such a thing."""
+        return None
+
+    def _before_release(self) -> None:
+        """What is to be done while contexts are still there, with none of them running."""
 
     def _read(self, inputs: Mapping[str, Any], lane: Lane) -> dict[str, Input]:
         if inputs.keys() != self.inputs.keys():
@@ -151,29 +200,6 @@ def _load_plugin(trt: Any, path: Path, sidecar: Sidecar, device: Device, allowed
     plugin = RdsaLibrary(find_stated_library(device.plugin_device, brought)).info
     require_plugin(path, sidecar.plugin, PluginRecord(plugin.version, plugin.sha256))
     register_plugin(trt, plugin)
-
-
-def _load_engine(
-    trt: Any, path: Path, sidecar: Sidecar, plan: bytes, device: Device, host_code: bool
-) -> EngineParts:  # fmt: skip
-    logger = shared_logger(trt)
-    engine = make_runtime(trt, logger, host_code).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ContractError(f"{path}: TensorRT cannot load it: {take_errors(logger)}; {rebuild(path)}")
-    found: dict[Any, dict[str, TensorInfo]] = {trt.TensorIOMode.INPUT: {}, trt.TensorIOMode.OUTPUT: {}}
-    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        dtype = numpy_dtype(engine.get_tensor_dtype(name))
-        found[engine.get_tensor_mode(name)][name] = TensorInfo(dtype, tuple(engine.get_tensor_shape(name)))
-    inputs = {name: record.info() for name, record in sidecar.inputs.items()}
-    outputs = {name: record.info() for name, record in sidecar.outputs.items()}
-    require_tensors(path, "input", inputs, found[trt.TensorIOMode.INPUT])
-    require_tensors(path, "output", outputs, found[trt.TensorIOMode.OUTPUT])
-    profiles = _profiles(engine, inputs)
-    if profiles != sidecar.profiles:
-        raise ContractError(f"{path}: its profiles are not those of its sidecar; {rebuild(path)}")
-    return EngineParts(
-        path.name, trt, logger, engine, inputs, outputs, profiles, device, threading.Event(), threading.Lock()
-    )
 
 
 def _profiles(engine: Any, inputs: Mapping[str, TensorInfo]) -> tuple[Profile, ...]:

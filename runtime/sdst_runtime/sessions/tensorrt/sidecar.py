@@ -1,7 +1,8 @@
 """What an engine file was built from, for and on: NAME.plan.json beside NAME.plan, checked before the plan is touched.
 
-An engine runs on the TensorRT and the GPU it was built with, and with the plugin it was built with. Sizes are in
-bytes, times in seconds; shapes are minimum, optimum and maximum of an optimisation profile.
+An engine of TensorRT runs on the TensorRT and the GPU it was built with, and with the plugin it was built with. One of
+TensorRT for RTX runs on the version it was built with and on GPUs of the compute capabilities it was built for. Sizes
+are in bytes, times in seconds; shapes are minimum, optimum and maximum of an optimisation profile.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ...errors import ContractError, InputError
 from ...files import write_json
 from ...strict_json import read_strict
 from ..base import ModelKind, TensorInfo
-from .compat import version_numbers
+from .compat import PRODUCTS, Target, version_numbers
 
 FORMAT = 1
 SUFFIX = ".json"  # after the plan's own
@@ -68,9 +69,9 @@ class PluginRecord:
 
 @dataclass(frozen=True)
 class MachineRecord:
-    """Where an engine was built, or is to run."""
+    """Where an engine was built, or is to run. Of an engine for RTX the version only: it is built without a GPU."""
 
-    tensorrt: str
+    tensorrt: str  # its version, or that of TensorRT for RTX
     sm: str  # compute capability, "8.7"
     gpu: str
     driver: str
@@ -115,6 +116,9 @@ class Sidecar:
     plan_sha256: str
     plan_bytes: int
     build_s: float
+    target: Target = "tensorrt"
+    compute: tuple[str, ...] = ()  # for RTX: the compute capabilities that it runs on, "8.9"
+    layers: int = 0  # of the network that was built; 0: not told
 
     def metadata(self) -> dict[str, str]:
         """What an ONNX file of the same model says of itself, and the limits."""
@@ -144,9 +148,19 @@ def read_sidecar(plan: Path) -> Sidecar:
     return sidecar
 
 
+def require_target(plan: Path, sidecar: Sidecar, target: Target) -> None:
+    """Raise ContractError unless the engine is one of this library."""
+    if sidecar.target != target:
+        built, wanted = PRODUCTS[sidecar.target], PRODUCTS[target]
+        raise ContractError(f"{plan}: expected an engine of {wanted}, it is one of {built}; open it with open_session")
+
+
 def require_machine(plan: Path, sidecar: Sidecar, here: MachineRecord) -> None:
     """Raise ContractError, naming the field and both values, unless the engine runs on the machine `here`."""
     built, flags = sidecar.machine, sidecar.flags
+    if sidecar.target == "rtx":
+        _require_rtx(plan, sidecar, here)
+        return
     if not _runs_on_tensorrt(built.tensorrt, here.tensorrt, flags.version_compatible):
         _refuse(plan, "TensorRT", built.tensorrt, here.tensorrt)
     if flags.hardware_compatible:
@@ -172,35 +186,59 @@ def read_plan(plan: Path, sidecar: Sidecar) -> bytes:
     try:
         data = plan.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {plan}: {error.strerror or error}; {rebuild(plan)}") from error
+        raise InputError(f"cannot read {plan}: {error.strerror or error}; {rebuild(plan, sidecar)}") from error
+    mend = f"copy it again or {rebuild(plan, sidecar)}"
     if len(data) != sidecar.plan_bytes:
-        raise ContractError(
-            f"{plan}: expected {sidecar.plan_bytes} bytes, got {len(data)}; copy it again or {rebuild(plan)}"
-        )
+        raise ContractError(f"{plan}: expected {sidecar.plan_bytes} bytes, got {len(data)}; {mend}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != sidecar.plan_sha256:
-        raise ContractError(
-            f"{plan}: expected sha256 {sidecar.plan_sha256[:12]}, got {digest[:12]}; copy it again or {rebuild(plan)}"
-        )
+        raise ContractError(f"{plan}: expected sha256 {sidecar.plan_sha256[:12]}, got {digest[:12]}; {mend}")
     return data
 
 
-def require_tensors(plan: Path, which: str, told: Mapping[str, TensorInfo], found: Mapping[str, TensorInfo]) -> None:
+def require_tensors(
+    plan: Path, which: str, told: Mapping[str, TensorInfo], found: Mapping[str, TensorInfo], mend: str
+) -> None:  # fmt: skip
     """Raise ContractError unless the engine's tensors are the sidecar's.
 
     -1 in `found` fits any axis: TensorRT does not always see that an output's is fixed.
     """
     for name in sorted(told.keys() | found.keys()):
-        if name not in told or name not in found or not _same_tensor(told[name], found[name]):
+        if name not in told or name not in found or not same_tensor(told[name], found[name]):
             raise ContractError(
-                f"{plan}: {which} {name}: the sidecar says {told.get(name)}, the engine has {found.get(name)};"
-                f" {rebuild(plan)}"
+                f"{plan}: {which} {name}: the sidecar says {told.get(name)}, the engine has {found.get(name)}; {mend}"
             )
 
 
-def rebuild(plan: Path) -> str:
-    """The command that mends an engine which does not fit."""
-    return f"build it here with  sdst build BUNDLE --out {plan.parent}"
+def same_tensor(told: TensorInfo, found: TensorInfo) -> bool:
+    """Whether type and fixed axes agree; -1 in `found` fits any axis."""
+    return (
+        told.dtype == found.dtype
+        and len(told.shape) == len(found.shape)
+        and all(isinstance(a, str) or b in (a, -1) for a, b in zip(told.shape, found.shape))
+    )
+
+
+def rebuild(plan: Path, sidecar: Sidecar | None = None, sm: str = "") -> str:
+    """The command that mends an engine which does not fit; `sm` is a compute capability that one for RTX lacks."""
+    if sidecar is None or sidecar.target == "tensorrt":
+        return f"build it here with  sdst build BUNDLE --out {plan.parent}"
+    compute = " ".join(dict.fromkeys((*sidecar.compute, *filter(None, [sm]))))
+    return f"build it with  sdst build BUNDLE --target rtx --compute {compute} --out {plan.parent}"
+
+
+def _require_rtx(plan: Path, sidecar: Sidecar, here: MachineRecord) -> None:
+    """Engines of one version run on no other (NVIDIA's documentation, Engine Compatibility, Version Compatibility)."""
+    if sidecar.machine.tensorrt != here.tensorrt:
+        raise ContractError(
+            f"{plan}: TensorRT for RTX: the engine was built for {sidecar.machine.tensorrt}, here is {here.tensorrt};"
+            f" {rebuild(plan, sidecar)}"
+        )
+    if here.sm not in sidecar.compute:
+        raise ContractError(
+            f"{plan}: compute capability: the engine was built for {', '.join(sidecar.compute) or 'none'},"
+            f" {here.gpu} has {here.sm}; {rebuild(plan, sidecar, here.sm)}"
+        )
 
 
 def _runs_on_tensorrt(built: str, here: str, version_compatible: bool) -> bool:
@@ -212,11 +250,3 @@ def _runs_on_tensorrt(built: str, here: str, version_compatible: bool) -> bool:
 
 def _refuse(plan: Path, field: str, built: str, here: str) -> None:
     raise ContractError(f"{plan}: {field}: the engine was built for {built}, here is {here}; {rebuild(plan)}")
-
-
-def _same_tensor(told: TensorInfo, found: TensorInfo) -> bool:
-    return (
-        told.dtype == found.dtype
-        and len(told.shape) == len(found.shape)
-        and all(isinstance(a, str) or b in (a, -1) for a, b in zip(told.shape, found.shape))
-    )

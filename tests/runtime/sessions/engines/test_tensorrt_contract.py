@@ -24,7 +24,8 @@ from places import ROOT, TESTS
 from tensorrt_wheels import Wheel
 
 FOLDERS = {"runtime/sdst_runtime/sessions/tensorrt": "*.py", "export/sdst_export/engine": "*.py"}
-SOURCES = [path for folder, pattern in FOLDERS.items() for path in sorted((ROOT / folder).glob(pattern))]
+ALL_SOURCES = [path for folder, pattern in FOLDERS.items() for path in sorted((ROOT / folder).glob(pattern))]
+SOURCES = [path for path in ALL_SOURCES if not path.name.startswith("rtx")]  # the others: test_rtx_contract.py
 OBJECTS = {  # the names of variables, and the class of what they hold
     "builder": "Builder",
     "config": "IBuilderConfig",
@@ -68,14 +69,14 @@ def dotted(node: ast.AST) -> list[str]:
     return names if node.id == "self" else [node.id, *names]
 
 
-def used_names(source: str) -> set[str]:
+def used_names(source: str, objects: dict[str, str] = OBJECTS) -> set[str]:
     """What a file uses of TensorRT, as names in the module: "Runtime", "ICudaEngine.num_io_tensors"."""
     found: set[str] = set()
     for names in _attributes(source):
         if names[0] == "trt":
             found.add(".".join(names[1:]))
-        elif names[0] in OBJECTS and names[1] not in OURS.get(names[0], ()):
-            found.add(f"{OBJECTS[names[0]]}.{names[1]}")
+        elif names[0] in objects and names[1] not in OURS.get(names[0], ()):
+            found.add(f"{objects[names[0]]}.{names[1]}")
     return found
 
 
