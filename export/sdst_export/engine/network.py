@@ -61,6 +61,13 @@ class NetworkBuilder:
             more = f"; and {len(errors) - MOST_ERRORS} more" if len(errors) > MOST_ERRORS else ""
             raise EngineError(f"{self.name}: {self.product} cannot read it: {'; '.join(errors[:MOST_ERRORS])}{more}")
 
+    def config(self, builder: Any, monitor: Any) -> Any:
+        """A configuration in which float32 is float32: by default products are in TF32, with the 10 bits of half."""
+        config = builder.create_builder_config()
+        config.progress_monitor = monitor
+        config.clear_flag(self.trt.BuilderFlag.TF32)
+        return config
+
     def add_profiles(self, builder: Any, config: Any, profiles: Sequence[Profile]) -> None:
         """Raises EngineError when one is refused."""
         for profile in profiles:

@@ -23,6 +23,8 @@ from sdst_runtime.sessions.base import MODELS, ModelKind
 from sdst_runtime.sessions.tensorrt.compat import PLUGIN
 from sdst_runtime.sessions.tensorrt.sidecar import TensorRecord
 
+from .parser_form import parser_form
+
 TRAINED = ("usual_clips", "longest_clips")
 
 
@@ -69,15 +71,20 @@ def read_graph(path: Path) -> EngineGraph:
     )
 
 
-def model_for_parser(path: Path, keep_functions: bool = False) -> bytes:
+def model_for_parser(path: Path) -> bytes:
     """The model for TensorRT's parser; weights in a file of their own stay there. Raises InputError as `read_graph`.
 
-    TensorRT for RTX needs the functions, TensorRT must not see them. Read anew, so that nobody holds the model while
-    TensorRT builds.
+    Read anew, so that nobody holds the model while TensorRT builds.
     """
     model = _load(path)
-    if not keep_functions:
-        del model.functions[:]
+    del model.functions[:]
+    _read_after_cast(model.graph)
+    return model.SerializeToString()
+
+
+def model_for_rtx(path: Path) -> bytes:
+    """`model_for_parser` for TensorRT for RTX: functions are expanded, for it takes no plugin."""
+    model = parser_form(_load(path))
     _read_after_cast(model.graph)
     return model.SerializeToString()
 

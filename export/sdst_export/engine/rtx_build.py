@@ -18,7 +18,7 @@ from sdst_runtime.sessions.tensorrt.sidecar import MachineRecord, PluginRecord, 
 from ..errors import EngineError
 from .inspect_plan import half_fault
 from .network import Built, NetworkBuilder
-from .onnx_source import EngineGraph, expanded_half_share, function_ops, model_for_parser
+from .onnx_source import EngineGraph, expanded_half_share, function_ops, model_for_rtx
 
 _NO_LAYERS = ("CAST", "CONSTANT", "DEQUANTIZE", "IDENTITY")  # trt.LayerType of what counts in no share
 
@@ -42,8 +42,7 @@ class RtxBuild:
         fault = half_fault(name, "network", *half_layers(network), expanded_half_share(self.graph.path))
         if fault:
             raise EngineError(f"{fault}; export the bundle again with this version")
-        config = builder.create_builder_config()
-        config.progress_monitor = monitor
+        config = self._network.config(builder, monitor)
         config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # all memory is the session's: graphs need it
         if not set_capabilities(self.trt, config, self.compute):
             raise EngineError(f"{name}: TensorRT for RTX refused compute {self.compute}: {take_errors(logger)}")
@@ -55,7 +54,7 @@ class RtxBuild:
         return Built(plan, network.num_layers)
 
     def parsed(self, builder: Any) -> Any:
-        """The graph as a network, functions and all. Raises ContractError where the parser would end the process."""
+        """The graph as a network. Raises ContractError where the parser would end the process."""
         found = registered_plugins(self.trt, function_ops(self.graph.path))
         if found:
             raise ContractError(
@@ -63,7 +62,7 @@ class RtxBuild:
                 " process, which takes none; build in a process that registers nothing"
             )
         network = make_network(self.trt, builder)
-        self._network.parse(network, model_for_parser(self.graph.path, keep_functions=True))
+        self._network.parse(network, model_for_rtx(self.graph.path))
         return network
 
     def keep(self) -> None:

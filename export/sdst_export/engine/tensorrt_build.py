@@ -83,8 +83,7 @@ class TensorRTBuild:
 
     def _config(self, builder: Any, monitor: Any) -> Any:
         trt, options = self.trt, self.options
-        config = builder.create_builder_config()
-        config.progress_monitor = monitor
+        config = self._network.config(builder, monitor)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then tells types
         config.builder_optimization_level = options.level
         if options.workspace_mib is not None:

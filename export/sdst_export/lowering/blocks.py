@@ -85,7 +85,8 @@ class Attention:
 
     The scale of the scores is in the query map. The bias of the keys adds the same to all scores of a query, which a
     softmax does not see, and weights that sum to one carry the bias of the values to the output: the first is left out,
-    the second is in the bias of `out`.
+    the second is in the bias of `out`. A place is added behind the reshape to heads: right behind a product TensorRT for
+    RTX 1.7 takes a constant of N rows for a bias of one and builds nothing where B is 1.
     """
 
     def __init__(self, blocks: Blocks, module: MultiHeadAttention) -> None:
@@ -100,18 +101,24 @@ class Attention:
     # ------------------------------------------------------------ cross attention
 
     def place_queries(self, place: Tensor) -> Tensor:
-        """What a place B N F adds to the queries, with their bias."""
-        return self._biased(self.module.query, place, *self._query)
+        """What a place B N F adds to the queries, with their bias: B N H D."""
+        placed = self._biased(self.module.query, place, *self._query)
+        with self.b.at(self.blocks.path(self.module.query)):
+            return self.b.reshape(placed, 0, 0, self.heads, self.depth)
 
     def constant_place(self, place: np.ndarray) -> Tensor:
-        """The same of a place N F that is a parameter: 1 N F."""
+        """The same of a place N F that is a parameter: 1 N H D."""
         weight, bias = self._query
-        return self.blocks.like(self.module.query, (place @ weight + bias)[None])
+        rows = (place @ weight + bias).reshape(1, len(place), self.heads, self.depth)
+        return self.blocks.like(self.module.query, rows)
 
     def queries(self, x: Tensor, place: Tensor) -> Tensor:
         """B H N D of B N F; `place` of `place_queries` or `constant_place`."""
         with self.b.at(self.blocks.path(self.module.query)):
-            return self._split(self.b.add(self.blocks.product(x, self._query[0], self.module.query), place))
+            rows = self.b.reshape(
+                self.blocks.product(x, self._query[0], self.module.query), 0, 0, self.heads, self.depth
+            )
+            return self.b.transpose(self.b.add(rows, place), 0, 2, 1, 3)
 
     def constant_queries(self, x: np.ndarray) -> Tensor:
         """1 H N D of x N F, place included, that is a parameter."""
@@ -130,25 +137,27 @@ class Attention:
     # ------------------------------------------------------------ self-attention
 
     def place_all(self, place: Tensor) -> Tensor:
-        """What a place B N F adds to queries, with their bias, and to keys, and nothing to values: B N 3F."""
+        """What a place B N F adds to queries, with their bias, and to keys, and nothing to values: B N 3 H D."""
         weight, bias = self._packed()
         with self.b.at(self.blocks.path(self.module)):
             mapped = self.blocks.product(place, weight, self.module.query)
             placed = np.repeat([1.0, 1.0, 0.0], self.width)
             mapped = self.b.op("Mul", mapped, self.blocks.like(self.module.query, placed))
-            return self.b.add(mapped, self.blocks.like(self.module.query, bias))
+            mapped = self.b.add(mapped, self.blocks.like(self.module.query, bias))
+            return self.b.reshape(mapped, 0, 0, 3, self.heads, self.depth)
 
     def constant_place_all(self, place: np.ndarray) -> Tensor:
-        """The same of a place N F that is a parameter: 1 N 3F."""
+        """The same of a place N F that is a parameter: 1 N 3 H D."""
         weight, bias = self._packed()
         placed = np.repeat([1.0, 1.0, 0.0], self.width)
-        return self.blocks.like(self.module.query, (place @ weight * placed + bias)[None])
+        rows = (place @ weight * placed + bias).reshape(1, len(place), 3, self.heads, self.depth)
+        return self.blocks.like(self.module.query, rows)
 
     def attend_self(self, x: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
         """B N F of B N F; `place` of `place_all` or `constant_place_all`, mask as of `attend`."""
         with self.b.at(self.blocks.path(self.module)):
-            packed = self.b.add(self.blocks.product(x, self._packed()[0], self.module.query), place)
-            packed = self.b.reshape(packed, 0, 0, 3, self.heads, self.depth)
+            packed = self.blocks.product(x, self._packed()[0], self.module.query)
+            packed = self.b.add(self.b.reshape(packed, 0, 0, 3, self.heads, self.depth), place)
             packed = self.b.transpose(packed, 2, 0, 3, 1, 4)
             query, key, value = (self.b.pick(packed, number, 0) for number in range(3))
             key = self.b.transpose(key, 0, 1, 3, 2)
