@@ -85,8 +85,8 @@ class Attention:
 
     The scale of the scores is in the query map. The bias of the keys adds the same to all scores of a query, which a
     softmax does not see, and weights that sum to one carry the bias of the values to the output: the first is left out,
-    the second is in the bias of `out`. A place is added behind the reshape to heads: right behind a product TensorRT for
-    RTX 1.7 takes a constant of N rows for a bias of one and builds nothing where B is 1.
+    the second is in the bias of `out`. A place is added behind the reshape to heads: right behind a product TensorRT
+    for RTX 1.7 takes a constant of N rows for a bias of one and builds nothing where B is 1.
     """
 
     def __init__(self, blocks: Blocks, module: MultiHeadAttention) -> None:
