@@ -68,7 +68,7 @@ def step(name: str) -> Iterator[None]:
 
 
 def random_backbone(config: VisionConfig) -> Backbone:
-    """Vision of `config`, beside it the smallest text tower."""
+    """Vision of `config`, beside it the smallest text tower, which gives the contract its widths."""
     torch.manual_seed(0)
     with torch.device("meta"):
         vision = VisionEncoder(config)
@@ -81,7 +81,7 @@ def random_backbone(config: VisionConfig) -> Backbone:
     spec = FeatureSpec(
         backbone="random", backbone_sha256="", layers=LAYERS, pool="adaptive", frames_per_clip=config.frames,
         clip_s=2.0, image_size=config.image_size, resize="bicubic", mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225), video_width=0, text_model="none", max_tokens=8, text_width=0,
+        std=(0.229, 0.224, 0.225), video_width=1, text_model="none", max_tokens=8, text_width=1,
     )  # fmt: skip
     return Backbone.assemble(vision, text, spec, "")
 

@@ -166,8 +166,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = (line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines())
+def commands(language: str) -> list[str]:
+    lines = (line for block in blocks(language) for line in block.replace("\\\n", " ").splitlines())
     return [line for line in lines if line.strip()]
 
 
@@ -175,18 +175,36 @@ def operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
+def run(command: str, folder: Path, **variables: str) -> str:
+    """What a command prints. Fails the test when it fails."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | variables
+    done = subprocess.run(
+        ["bash", "-ec", command], cwd=folder, capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_polygraphy_on_tensorrt_for_rtx(exported, tmp_path):
+    """The commands of the docs by the real parser and builder."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install '.[rtx]' on Linux x86-64")
+    for name in ("projection.onnx", "head.onnx"):
+        shutil.copy(exported.directory / name, tmp_path)
+    run(next(line for line in commands("sh") if "--save-inputs inputs.json" in line), tmp_path)
+    told = [run(command, tmp_path, POLYGRAPHY_USE_TENSORRT_RTX="1") for command in commands("rtx")]
+    assert "projected [dtype=float32, shape=('B', 'T', 2, 32)]" in told[0]
+    assert all((tmp_path / f"{name}.engine").read_bytes()[:4] == b"vtrt" for name in ("projection", "head"))
+    assert "PASSED" in told[-1]
+
+
 def test_every_command_of_the_docs_runs(exported, tmp_path):
     """In the order of the page, in one folder: each may use what the ones before it wrote."""
     for name in ("projection.onnx", "head.onnx"):
         shutil.copy(exported.directory / name, tmp_path)
     (tmp_path / "load_head.py").write_text(blocks("python")[0])
-    found = commands()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    found = commands("sh")
     for command in found:
-        done = subprocess.run(
-            ["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+        run(command, tmp_path)
     used = {tuple(shlex.split(command)[:2]) for command in found}
     tools = ("run", "inspect", "surgeon", "debug")
     assert used >= {("polygraphy", tool) for tool in tools}
