@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,19 @@ from typing import Any
 
 import pytest
 from lean_tensorrt import LEAN, LeanTensorRT
-from tensorrt_headers import HEADERS, MISSING, built, header_name, header_version, require_build_tools
+from places import ROOT
+from tensorrt_headers import (
+    HEADERS,
+    MISSING,
+    built,
+    header_folders,
+    header_name,
+    header_version,
+    require_build_tools,
+)
 
+from sdst import plugins
+from sdst.cli import main
 from sdst_runtime.sessions.tensorrt.compat import PLUGIN, load_tensorrt
 
 LIBRARY, TRITON_LIBRARY = "libsdst_plugins_host.so", "libsdst_triton_plugins_host.so"
@@ -115,3 +127,19 @@ def test_without_tensorrt_in_the_process(headers: Path, tmp_path):
     )
     assert done.stderr == f"{SAYS}{expected}; build it for yours:  sdst plugins build --tensorrt DIR\n"
     assert done.stdout == "lives\n"
+
+
+def test_sdst_plugins_build_brings_it(tmp_path, capsys, monkeypatch):
+    headers, sources, out = header_folders()[0], tmp_path / "sources", tmp_path / "out"
+    require_build_tools()
+    shutil.copytree(ROOT / "plugins", sources / "plugins")
+    shutil.copy(ROOT / "CMakeLists.txt", sources)
+    monkeypatch.setattr(plugins, "SOURCES", sources)
+    monkeypatch.setenv("COLUMNS", "300")
+    command = ["plugins", "build", "--host", "--tensorrt", str(headers), "--out", str(out)]
+    assert main(command) == 0
+    assert sorted(path.name for path in out.iterdir()) == [LIBRARY, TRITON_LIBRARY]
+    assert re.search(rf"^for Triton +{out / TRITON_LIBRARY} *$", capsys.readouterr().out, re.MULTILINE)
+    (sources / "plugins" / "triton" / "register.cpp").write_text("#error this cannot be compiled")
+    assert main(command) == 2
+    assert sorted(path.name for path in out.iterdir()) == [LIBRARY, TRITON_LIBRARY]

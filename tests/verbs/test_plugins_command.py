@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from host_library import ROOT, SOUND, compiled, require_tools, stating
 from processes import alive, wait_until
-from tensorrt_headers import header_folders
 
 from sdst import plugins
 from sdst.cli import main
@@ -23,7 +22,6 @@ from sdst_runtime.sessions import plugin_library
 from sdst_runtime.sessions.plugin_library import VARIABLE, RdsaLibrary
 
 HOST = "libsdst_plugins_host.so"
-HOST_TRITON = "libsdst_triton_plugins_host.so"
 
 
 @pytest.fixture(autouse=True)
@@ -88,18 +86,6 @@ def test_build_then_break_then_mend(capsys, sources, tmp_path):
     assert run(capsys, *command)[0] == 0
     assert [path.name for path in out.iterdir()] == [HOST]
     assert run(capsys, "info", out / HOST)[0] == 0
-
-
-def test_build_with_headers_brings_the_library_for_triton(capsys, sources, tmp_path):
-    out, headers = tmp_path / "out", header_folders()[0]
-    command = ("build", "--host", "--out", out)
-    code, shown, progress = run(capsys, *command, "--tensorrt", headers)
-    assert code == 0, progress
-    assert sorted(path.name for path in out.iterdir()) == [HOST, HOST_TRITON]
-    assert re.search(rf"^for Triton +{out / HOST_TRITON} *$", shown, re.MULTILINE)
-    (sources / "plugins" / "triton" / "register.cpp").write_text("#error this cannot be compiled")
-    assert run(capsys, *command, "--tensorrt", headers)[0] == 2
-    assert sorted(path.name for path in out.iterdir()) == [HOST, HOST_TRITON]
 
 
 def test_build_of_an_installed_package(capsys, monkeypatch, tmp_path):
