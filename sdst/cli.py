@@ -30,6 +30,7 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "inspect offsets": ("sdst.offsets:offsets", "train", "draw where the sampling offsets of a run point"),
     "export": ("sdst.export:export", "export", "turn a checkpoint and its backbone into a bundle of ONNX files"),
     "build": ("sdst.build:build", "tensorrt", "turn a bundle of ONNX files into TensorRT engines"),
+    "triton": ("sdst.triton:triton", "triton", "turn a bundle into a model repository of NVIDIA's Triton server"),
     "calibrate ranges": ("sdst.calibrate:ranges", "export", "measure what the tensors of a bundle hold"),
     "calibrate audit": ("sdst.calibrate:audit", "export", "find what float16 breaks, and what should stay fp32"),
     "calibrate int8": ("sdst.quantise:int8", "export", "turn a bundle of ONNX files into one that computes in int8"),

@@ -34,6 +34,9 @@ from .next_step import advise
 _SHIPPED = Path(__file__).parent / "plugin_sources"  # setup.py puts them into the wheel
 SOURCES = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1]  # of an installed package, of a checkout
 TARGETS: dict[PluginDevice, str] = {"cuda": "sdst_plugins", "host": "sdst_plugins_host"}
+TRITON_LIBRARIES: dict[PluginDevice, str] = {
+    device: library.replace("sdst_plugins", "sdst_triton_plugins") for device, library in LIBRARIES.items()
+}
 _LAST_LINES = 15  # of the log, shown when a build fails
 _MISSING = (  # what cmake says, and what mends it
     (r"CMake 3\.\d+ or higher is required", "cmake 3.24 or newer is needed: run  pip install cmake"),
@@ -76,7 +79,8 @@ def build(
 ) -> None:
     """Build the compiled sdst::RDSA and put it where the runtime looks; prints what it is.
 
-    With TensorRT headers (those given here, or on the system's paths) the library also holds the TensorRT plugin.
+    With TensorRT headers (those given here, or on the system's paths) the library also holds the TensorRT plugin, and
+    libsdst_triton_plugins.so comes beside it, which registers it in Triton; that one is for TensorRT's major alone.
     The old library stays until the new one is whole. What was compiled is kept (in build/ of a checkout, or in
     $SDST_CACHE, by default ~/.cache/sdst) and not compiled again.
 
@@ -105,6 +109,7 @@ def build(
         _require_wanted(made, device, needs_tensorrt=bool(options))
         place = (out or PACKAGE_FOLDER).absolute() / LIBRARIES[device]
         copy_file(made.path, place)
+        _copy_registering(folder, made, place.parent)
     make_console().print(_facts(RdsaLibrary(place).info))
     advise(*(("sdst", "doctor") if out is None else ("sdst", "plugins", "info", place)))
 
@@ -198,6 +203,15 @@ def _compile(cmake: str, folder: Path, device: PluginDevice, jobs: int) -> None:
         )
 
 
+def _copy_registering(folder: Path, made: PluginInfo, place: Path) -> None:
+    """Put what registers the plugin in Triton beside it; without the plugin an older one goes."""
+    name = TRITON_LIBRARIES[made.device]
+    if made.tensorrt:
+        copy_file(folder / name, place / name)
+    else:
+        remove(place / name)
+
+
 def _require_wanted(made: PluginInfo, device: PluginDevice, needs_tensorrt: bool) -> None:
     if made.device != device:
         raise ContractError(f"{made.path}: expected a library for {device}, the build made one for {made.device}")
@@ -268,6 +282,9 @@ def _facts(info: PluginInfo) -> Table:
     table.add_row(
         "TensorRT", f"plugin, headers {info.tensorrt}" if info.tensorrt else "no plugin: built without its headers"
     )
+    registering = info.path.with_name(TRITON_LIBRARIES[info.device])
+    if registering.is_file():
+        table.add_row("for Triton", str(registering))
     return table
 
 

@@ -33,7 +33,7 @@ class LeanTensorRT:
 
     def call(self, function: Callable[..., Any], *arguments: object) -> Any:
         """What a function of a test module returns (JSON) in a fresh process where `import tensorrt` is this one."""
-        return call_with_tensorrt(self.packages(), function, [str(argument) for argument in arguments], {})
+        return call_with_tensorrt([self.packages()], function, [str(argument) for argument in arguments], {})
 
 
 LEAN = (LeanTensorRT("10.16.1.11"), LeanTensorRT("11.4.0.106"))

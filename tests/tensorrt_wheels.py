@@ -32,13 +32,18 @@ class Wheel:
         return self.version
 
 
+def cache_folder() -> Path:
+    """Where what is fetched is kept from one test run to the next."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdst-tests"
+    return Path(os.environ.get("SDST_TEST_CACHE") or default)
+
+
 def tensorrt_package(wheels: Sequence[Wheel], bindings: str) -> Path:
     """The folder with what the wheels hold and a package `tensorrt` that is their package `bindings`.
 
     The package `tensorrt` itself is on NVIDIA's index only; all it does is this. Fetched once for all test runs.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdst-tests"
-    cache = Path(os.environ.get("SDST_TEST_CACHE") or default)
+    cache = cache_folder()
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     target = cache / f"{wheels[0].distribution}-{wheels[0].version}-{python}"
     if not target.is_dir():

@@ -309,7 +309,7 @@ def test_wheel_holds_package_data(wheel):
 
 
 def test_wheel_holds_the_sources_of_the_compiled_op(wheel):
-    folders = ("cmake", "dev", "include", "src", "tensorrt")
+    folders = ("cmake", "dev", "examples", "include", "src", "tensorrt", "triton")
     files = [path for folder in folders for path in (ROOT / "plugins" / folder).rglob("*") if path.is_file()]
     shipped = {name for name in wheel if name.startswith("sdst/plugin_sources/")}
 

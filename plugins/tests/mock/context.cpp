@@ -1,4 +1,5 @@
 /* The mock's execution context: shapes and addresses as TensorRT checks them, and each node's plugin run in turn. */
+#include <cstring>
 #include <map>
 #include <stdexcept>
 
@@ -64,10 +65,11 @@ class Context final : public IExecutionContext, public UnmockedExecutionContext 
     PluginTensorDesc desc_of(const std::string& name) const;
     Step step_of(const Node& node) const;
     bool run_node(size_t index, cudaStream_t stream);
+    bool copy(const Node& node) const;
 
     const Engine& engine_;
     ResourceContext resources_;
-    std::vector<std::unique_ptr<IPluginV3>> plugins_;  // of each node, attached to this context
+    std::vector<std::unique_ptr<IPluginV3>> plugins_;  // of each node, attached to this context; of a copy null
     const bool user_managed_;
     int32_t profile_{0};
     bool shapes_changed_{true};
@@ -82,6 +84,10 @@ Context::Context(const Engine& engine, ExecutionContextAllocationStrategy strate
     : engine_(engine), user_managed_(strategy == ExecutionContextAllocationStrategy::kUSER_MANAGED) {
     mImpl = this;
     for (size_t i = 0; i < engine.plan().nodes.size(); ++i) {
+        if (engine.plan().nodes[i].is_copy()) {
+            plugins_.push_back(nullptr);
+            continue;
+        }
         plugins_.emplace_back(runtime_of(engine.plugin(i)).attachToContext(&resources_));
         if (plugins_.back() == nullptr)
             throw std::runtime_error("attachToContext failed in node " + engine.plan().nodes[i].name);
@@ -225,8 +231,18 @@ Context::Step Context::step_of(const Node& node) const {
     return step;
 }
 
+bool Context::copy(const Node& node) const {
+    const Tensor &from = *engine_.plan().find(node.reads.at(0)), &to = *engine_.plan().find(node.writes.at(0));
+    const int64_t bytes = elements(dims_of(to)) * element_bytes(to.type), start = node.fields.at(0).second;
+    if (start + bytes > elements(dims_of(from)) * element_bytes(from.type))
+        return fail("enqueueV3: node " + node.name + " copies more than there is");
+    std::memcpy(addresses_.at(to.name), static_cast<const char*>(addresses_.at(from.name)) + start, bytes);
+    return true;
+}
+
 bool Context::run_node(size_t index, cudaStream_t stream) {
     const Node& node = engine_.plan().nodes[index];
+    if (node.is_copy()) return copy(node);
     IPluginV3OneRuntime& plugin = runtime_of(*plugins_[index]);
     const Step step = step_of(node);
     if (shapes_changed_ &&

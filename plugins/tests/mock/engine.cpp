@@ -110,7 +110,7 @@ IPluginRegistry& Runtime::getPluginRegistry() noexcept { return PluginRegistry::
 
 Engine::Engine(Plan plan, ILogger& logger) : plan_(std::move(plan)), logger_(logger) {
     mImpl = this;
-    for (const Node& node : plan_.nodes) plugins_.push_back(make_plugin(node));
+    for (const Node& node : plan_.nodes) plugins_.push_back(node.is_copy() ? nullptr : make_plugin(node));
 }
 
 const Range* Engine::input_range(const std::string& name, int32_t profile) const {

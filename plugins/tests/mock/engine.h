@@ -83,7 +83,7 @@ class Engine final : public nvinfer1::ICudaEngine, public nvinfer1::UnmockedCuda
   private:
     Plan plan_;
     nvinfer1::ILogger& logger_;
-    std::vector<std::unique_ptr<nvinfer1::IPluginV3>> plugins_;  // of each node
+    std::vector<std::unique_ptr<nvinfer1::IPluginV3>> plugins_;  // of each node; of a copy null
 };
 
 // An execution context of `engine`. Throws std::runtime_error when a plugin does not attach.

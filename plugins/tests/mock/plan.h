@@ -1,4 +1,4 @@
-/* The mock's engine: a text that says what TensorRT's plan would, with plugin nodes only. Written by
+/* The mock's engine: a text that says what TensorRT's plan would, with plugin nodes and copies only. Written by
  * tests/mocked_tensorrt.py, one statement a line, words parted by spaces. A DIM is a number, -1 when it is dynamic.
  *
  *     sdst-mock-engine 1
@@ -7,6 +7,8 @@
  *     profile                                   opens an optimization profile
  *     shape NAME DIM... | DIM... | DIM...       of an input with a dynamic DIM: minimum, optimum, maximum
  *     node NAME PLUGIN VERSION NAMESPACE        the lines after it are this node's
+ *                                               PLUGIN "copy" is the mock's own: bytes of what it reads, from the
+ *                                               byte of its first field on, become what it writes
  *     field NAME VALUE                          an int32
  *     reads NAME...
  *     writes NAME...
@@ -54,6 +56,8 @@ struct Node {
     std::string name, plugin, version, plugin_namespace;
     std::vector<std::pair<std::string, int32_t>> fields;
     std::vector<std::string> reads, writes;
+
+    bool is_copy() const { return plugin == "copy"; }
 };
 
 struct Plan {

@@ -1,0 +1,141 @@
+"""The model repositories of `sdst triton`: what Triton's own protobuf reads of them, beside what the models say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_files import sidecar
+from triton_server import triton_python
+
+from sdst_runtime.files import sha256_file
+from sdst_runtime.grounding.bundle import Bundle, write_manifest
+from sdst_runtime.sessions.base import MODELS
+from sdst_runtime.sessions.tensorrt.sidecar import SUFFIX, ShapeRange, TensorRecord, write_sidecar
+
+CLIENT = Path(__file__).with_name("triton_client.py")
+TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "int64": "TYPE_INT64",
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+}
+
+
+def write(python: Path | str, bundle: Path, out: Path, kind: str) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "sdst", "triton", bundle, "--out", out, "--kind", kind]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+def configurations(repository: Path) -> dict[str, dict[str, Any]]:
+    """config.pbtxt of each model, read by Triton's protobuf."""
+    command = [triton_python(), CLIENT, "configuration", repository]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def engines(exported_fp16, tmp_path_factory) -> Path:
+    """A bundle as `sdst build` leaves it, with sidecars of two profiles; the plans themselves are never read."""
+    folder, bundle = tmp_path_factory.mktemp("engines"), Bundle.open(exported_fp16)
+    beside = []
+    for model in MODELS:
+        with bundle.session(model) as session:
+            records = [
+                {name: TensorRecord(info.dtype.name, info.shape) for name, info in infos.items()}
+                for infos in (session.inputs, session.outputs)
+            ]
+        plan = folder / f"{model}.plan"
+        plan.write_bytes(b"a plan")
+        profiles = tuple(
+            {
+                name: ShapeRange(
+                    *(tuple(n if isinstance(n, int) else free for n in one.shape) for free in (1, most, most))
+                )
+                for name, one in records[0].items()
+            }
+            for most in (4, 8)
+        )
+        told = sidecar(plan.read_bytes())
+        changes = {"kind": model, "inputs": records[0], "outputs": records[1], "profiles": profiles}
+        write_sidecar(plan, dataclasses.replace(told, spec=bundle.manifest.spec, **changes))
+        beside.append(plan.name + SUFFIX)
+    shutil.copy(exported_fp16 / "tokenizer.json", folder)
+    write_manifest(folder, bundle.manifest.spec, {model: f"{model}.plan" for model in MODELS}, "0.1.0", beside)
+    return folder
+
+
+def tensors(infos: Any) -> list[dict[str, Any]]:
+    """What config.pbtxt is to say of inputs or outputs."""
+    return [
+        {
+            "name": name,
+            "data_type": TYPES[info.dtype.name],
+            "dims": [str(n if isinstance(n, int) else -1) for n in info.shape],
+        }
+        for name, info in infos.items()
+    ]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "tensorrt"])
+def test_configurations_are_those_of_the_models(exported_fp16, engines, tmp_path, kind):
+    bundle = Bundle.open(exported_fp16)
+    done = write(triton_python(), exported_fp16 if kind == "onnx" else engines, tmp_path / "models", kind)
+    assert done.returncode == 0, done.stderr
+    found = configurations(tmp_path / "models")
+    assert sorted(found) == sorted([*MODELS, "sdst_ground"])
+    for model in MODELS:
+        config = found[model]
+        with bundle.session(model) as session:
+            assert config["input"] == tensors(session.inputs)
+            assert config["output"] == tensors(session.outputs)
+        assert config["name"] == model
+        assert config["backend"] == {"onnx": "onnxruntime", "tensorrt": "tensorrt"}[kind]
+        assert "max_batch_size" not in config  # 0: the first dimension is among dims
+        assert "dynamic_batching" not in config
+        file = tmp_path / "models" / model / "1" / config["default_model_filename"]
+        source = bundle.path(model) if kind == "onnx" else engines / f"{model}.plan"
+        assert sha256_file(file) == sha256_file(source)
+        (group,) = config["instance_group"]
+        assert group.get("profile", []) == ([] if kind == "onnx" else ["0", "1"])
+        assert group.get("kind", "KIND_AUTO") == ("KIND_AUTO" if kind == "onnx" else "KIND_GPU")
+    assert found["sdst_ground"]["dynamic_batching"]["default_queue_policy"] == {"max_queue_size": 64}
+    plugins = " --backend-config=tensorrt,plugins=/PATH/libsdst_triton_plugins.so" if kind == "tensorrt" else ""
+    assert done.stdout == f"tritonserver --model-repository={tmp_path / 'models'}{plugins}\n"
+
+
+def test_a_bundle_of_the_other_kind(exported, engines, tmp_path):
+    done = write(triton_python(), exported.directory, tmp_path / "models", "tensorrt")
+    assert done.returncode == 2
+    words = "expected .plan for --kind tensorrt; give the bundle of sdst build"
+    assert done.stderr == f"error: {exported.directory / 'vision.onnx'}: {words}\n"
+    done = write(triton_python(), engines, tmp_path / "models", "cpu")
+    assert done.stderr.endswith("expected .onnx for --kind cpu; give the bundle of sdst export\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there(exported, tmp_path):
+    done = write(sys.executable, exported.directory, tmp_path, "cpu")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path}: expected no such folder, it is there; choose another --out or delete it\n"
+    )
+
+
+def test_without_tritonclient(exported, tmp_path):
+    program = "import sys; sys.modules['tritonclient'] = None; from sdst.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["triton", exported.directory, "--out", tmp_path / "models", "--kind", "cpu"]
+    command = [sys.executable, "-c", program, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: tritonclient is needed here and cannot be imported")
+    assert done.stderr.endswith("run pip install '.[triton]' in the project's checkout\n")
+    assert list(tmp_path.iterdir()) == []
