@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from ..distribution import own_version
-from .refusals import Refusal, responses
+from .refusals import FAULT, Refusal, responses
 from .service import Service
 from .uploads import read_body
 from .videos import KeptVideo
@@ -174,6 +174,10 @@ def _handle_faults(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> Response:
         return answer(request, refusal)
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, _: Exception) -> Response:  # raised again behind this, for the log
+        return answer(request, Refusal("failed", FAULT))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

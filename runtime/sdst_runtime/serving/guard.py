@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .refusals import Refusal
+from .refusals import FAULT, Refusal
 from .service import Service
 
 LOG = logging.getLogger("sdst.serve")
@@ -93,8 +93,7 @@ class _Exchange:
         except Exception:
             LOG.exception("a request failed", extra={"event": "fault", "request_id": self._id})
             if not self._status:
-                fault = Refusal("failed", "a fault of the server; its log has more under this request_id")
-                await send_refusal(fault, self._scope, self._take, self._answer)
+                await send_refusal(Refusal("failed", FAULT), self._scope, self._take, self._answer)
         finally:
             self._record()
 

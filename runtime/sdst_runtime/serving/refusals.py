@@ -33,6 +33,7 @@ STATUS = {  # code: HTTP status
     "timeout": 504,
     "no_space": 507,
 }
+FAULT = "a fault of the server; its log says more under this request_id"
 
 
 @dataclass

@@ -55,6 +55,7 @@ def serve(options: Options, limits: Limits) -> None:
     _allow_connections()
     with _listening(options.host, options.port) as listener, temporary_folder(Path(tempfile.gettempdir())) as folder:
         asyncio.run(_serve(options, limits, listener, folder))
+    LOG.info("stopped", extra={"event": "stopped"})
 
 
 async def _serve(options: Options, limits: Limits, listener: socket.socket, folder: Path) -> None:

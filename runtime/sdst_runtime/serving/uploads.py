@@ -81,11 +81,11 @@ def path_under(root: Path | None, stated: str) -> Path:
     refused = Refusal("path_refused", f"{stated[:200]!r} is not a path inside the server's root; give one that is")
     try:
         path = (root / stated).resolve()
-        inside = path.is_relative_to(root.resolve())
+        inside, is_file = path.is_relative_to(root.resolve()), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
         raise refused from error
     if not inside:
         raise refused
-    if not path.is_file():
+    if not is_file:
         raise Refusal("not_found", f"no file {stated[:200]!r} under the server's root; check the path")
     return path
