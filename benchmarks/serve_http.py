@@ -3,8 +3,8 @@
     python benchmarks/serve_http.py BUNDLE VIDEO [VIDEO ...] --out DIR [--seconds 20] [--minutes 0]
 
 Clients are bounded: as many threads as `--clients`, a kept connection each, one sentence a request. At a given rate a
-latency counts from when its request was due. `--minutes` of half the capacity follow, with a video every 5 s beside it and
-the memory of both processes; the budget for encoded videos is 1 MiB, so that they come and go. Everything is printed and
+latency counts from when its request was due. `--minutes` of half the capacity follow, with a video every 5 s beside it
+and the memory of both processes; the budget for encoded videos is 1 MiB, so that they come and go. All is printed and
 written to serve_http.json.
 """
 
@@ -41,7 +41,7 @@ class Sample:
 
 
 class Server:
-    """`sdst serve` on a free port; `events` are the lines of its log that are no requests, `statuses` those that are."""
+    """`sdst serve` on a free port; `events` are the lines of its log but for requests, which `statuses` counts."""
 
     def __init__(self, bundle: Path, threads: int) -> None:
         command = [sys.executable, "-m", "sdst", "serve", str(bundle), "--port", "0", "--threads", str(threads)]
