@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.contracts import EncodedVideo
 from sdst_runtime.errors import InputError, PartialFailure
+from sdst_runtime.grounding.decode import answer_json
 from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
 from sdst_runtime.machine import load_warning, machine_facts, usable_cores
 from sdst_runtime.pages.panels import QueryPanel
@@ -125,7 +126,7 @@ def print_answers(video: Path, encoded: EncodedVideo, answers: Sequence[Groundin
     for warning in (*encoded.warnings, *unknown_words(answers)):
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
     if json:
-        print(dump_json(as_json(video, encoded, answers)), flush=True)  # noqa: T201
+        print(dump_json(answer_json(str(video), encoded, answers)), flush=True)  # noqa: T201
     else:
         print_table(video, encoded, answers, top)
 
@@ -136,16 +137,6 @@ def unknown_words(answers: Sequence[Grounding]) -> list[str]:
         f"the model does not know {', '.join(map(repr, answer.unknown_words))} and answered {answer.query!r} without"
         for answer in answers if answer.unknown_words
     ]  # fmt: skip
-
-
-def as_json(video: Path, features: VideoFeatures, answers: Sequence[Grounding]) -> dict[str, Any]:
-    """The documented JSON of `sdst ground --json`."""
-    return {
-        "video": str(video),
-        "duration_s": features.duration_s,
-        "clip_s": features.spec.clip_s,
-        "results": [answer.to_dict() for answer in answers],
-    }
 
 
 def print_table(video: Path, features: VideoFeatures, answers: Sequence[Grounding], top: int) -> None:

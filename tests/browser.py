@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,14 @@ _FAULTS = """() => {
 }"""
 
 
+def opened(page: Path, width: int = 1280, **options: Any) -> AbstractContextManager[Page]:
+    """A page from its file, as `visited`."""
+    return visited(page.as_uri(), width, **options)
+
+
 @contextmanager
-def opened(page: Path, width: int = 1280, **options: Any) -> Iterator[Page]:
-    """A page from its file, at a width in pixels. Skips the test where Playwright or Chromium is missing."""
+def visited(address: str, width: int = 1280, **options: Any) -> Iterator[Page]:
+    """A page at its address, at a width in pixels. Skips the test where Playwright or Chromium is missing."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
@@ -52,7 +57,7 @@ def opened(page: Path, width: int = 1280, **options: Any) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=program, args=[f"--{option}" for option in _QUIET])
         try:
             tab = browser.new_context(viewport={"width": width, "height": 844}, **options).new_page()
-            tab.goto(page.as_uri())
+            tab.goto(address)
             yield tab
         finally:
             browser.close()

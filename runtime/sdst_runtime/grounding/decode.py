@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contracts import Grounding, Moment
+from ..contracts import Grounding, Moment, VideoFeatures
 from ..data.dataset import Sample, batches_by_length, pad_inputs
 from ..errors import SessionError
 from ..sessions.base import Session
@@ -46,6 +46,16 @@ def require_finite(model: str, output: str, values: np.ndarray) -> None:
             f"{model}: {count} of {values.size} values of its output {output} are NaN or infinite; the weights are "
             "damaged or the precision is too small for them: export the model again, in fp32 or with more of it kept so"
         )
+
+
+def answer_json(video: str, features: VideoFeatures, answers: Sequence[Grounding]) -> dict[str, Any]:
+    """The documented JSON of `sdst ground --json` and of the server: all answers about one video, called `video`."""
+    return {
+        "video": video,
+        "duration_s": features.duration_s,
+        "clip_s": features.spec.clip_s,
+        "results": [answer.to_dict() for answer in answers],
+    }
 
 
 def predict(

@@ -86,6 +86,11 @@ class Tokenizer:
         """Whether a sentence has a word that the vocabulary knows."""
         return any(is_known and any(map(str.isalnum, word)) for word, is_known in self._words(query))
 
+    def known_word(self) -> str:
+        """A word that the vocabulary knows, to try the models with."""
+        words = sorted(self._tokenizer.get_vocab(), key=lambda word: (-word.isalpha(), word))
+        return next((word for word in words if self.knows(word)), words[0])
+
     def require_known(self, query: str) -> None:
         """Raise InputError for a sentence of which the vocabulary knows no word: any answer to it would be made up."""
         if not self.knows(query):

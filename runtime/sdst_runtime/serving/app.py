@@ -1,0 +1,221 @@
+"""The routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from ..distribution import own_version
+from .refusals import FAULT, Refusal, responses
+from .service import Service
+from .uploads import read_body
+from .videos import KeptVideo
+
+PAGE = Path(__file__).parent / "page"
+_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css", "/favicon.ico": "icon.svg"}
+_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_EVERYWHERE = ("unauthorized", "failed")
+_BODY = ("bad_request", "upload_cut", "receive_timeout", "too_large", "unsupported_type", "bad_body")
+_MODEL = ("queue_full", "model_died", "not_ready", "stopping", "timeout", "no_space")
+Given = TypeVar("Given", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class VideoPath(_Strict):
+    """A video that the server can read by itself."""
+
+    path: Annotated[str, Field(description="a file under the server's --root")]
+
+
+class Video(_Strict):
+    """A video that is ready for questions."""
+
+    video: Annotated[str, Field(description="what to call it in questions")]
+    duration_s: float
+    clip_s: float
+    clips: int
+    warnings: Annotated[list[str], Field(description="what was wrong with the file and what was done about it")]
+    kept_s: Annotated[float, Field(description="seconds without a question after which it is dropped")]
+
+
+class Questions(_Strict):
+    """Sentences about one video."""
+
+    video: Annotated[str, Field(description="what POST /v1/videos called it")]
+    sentences: Annotated[list[str], Field(min_length=1)]
+
+
+class MomentAnswer(_Strict):
+    """A part of the video."""
+
+    start_s: float
+    end_s: float
+    score: float
+
+
+class SentenceAnswer(_Strict):
+    """Moments by descending score, and how much each clip is a highlight."""
+
+    query: str
+    unknown_words: list[str]
+    moments: list[MomentAnswer]
+    saliency: Annotated[list[float], Field(description="of each clip, -1 to 1")]
+
+
+class Answers(_Strict):
+    """The JSON of `sdst ground --json`; `video` is the name that the server gave."""
+
+    video: str
+    duration_s: float
+    clip_s: float
+    results: list[SentenceAnswer]
+
+
+class State(_Strict):
+    """Health."""
+
+    status: str
+
+
+def make_app(service: Service, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
+    """The application, to be put into a Guard."""
+    app = FastAPI(
+        title="SDST", version=own_version(), description="Moments of videos that sentences describe.",
+        docs_url=None, redoc_url=None, lifespan=lifespan,
+        openapi_tags=[],
+    )  # fmt: skip
+    _handle_faults(app)
+    _add_work(app, service)
+    _add_health(app, service)
+    _add_page(app)
+    return app
+
+
+def _add_work(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/videos", status_code=201, response_model=Video, operation_id="add_video",
+        responses=responses(*_EVERYWHERE, *_BODY, "path_refused", "not_found", "bad_video", "video_too_long", *_MODEL),
+        openapi_extra=_body({
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "video/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": VideoPath.model_json_schema()},
+        }),
+    )  # fmt: skip
+    async def add_video(request: Request) -> Response:
+        """Encode a video: the request's body, or a path under the server's root. It is kept for questions."""
+        kind = _kind(request)
+        if kind == "application/json":
+            video = await service.take((await _parsed(VideoPath, request)).path)
+        elif kind == "application/octet-stream" or kind.startswith("video/"):
+            video = await service.upload(request)
+        else:
+            raise _unsupported("video/* or application/octet-stream with the bytes, or application/json", kind)
+        return JSONResponse(_described(video, service.limits.age_s).model_dump(), 201)
+
+    @app.post(
+        "/v1/ground", response_model=Answers, operation_id="ground",
+        responses=responses(*_EVERYWHERE, *_BODY, "video_unknown", "bad_sentence", *_MODEL),
+        openapi_extra=_body({"application/json": {"schema": Questions.model_json_schema()}}),
+    )  # fmt: skip
+    async def ground(request: Request) -> Response:
+        """Moments and saliency for each sentence, as `sdst ground --json` prints them."""
+        if _kind(request) != "application/json":
+            raise _unsupported("application/json", _kind(request))
+        asked = await _parsed(Questions, request)
+        return Response(await service.ask(asked.video, asked.sentences), media_type="application/json")
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", response_model=State, operation_id="health")
+    async def health() -> State:
+        """The server runs."""
+        return State(status="ok")
+
+    refused = responses("failed", "model_died", "not_ready", "timeout")
+
+    @app.get("/readyz", response_model=State, operation_id="ready", responses=refused)
+    async def ready() -> State:
+        """The models answer: an inference went well within the last seconds, or goes well now."""
+        await service.require_ready()
+        return State(status="ready")
+
+    @app.get("/metrics", response_class=Response, operation_id="metrics", responses=_text_or_refusal())
+    async def metrics() -> Response:
+        """Counters in the text form of Prometheus."""
+        return Response(generate_latest(service.counters.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    def add(route: str, name: str) -> None:
+        @app.get(route, include_in_schema=False)
+        async def page() -> FileResponse:
+            return FileResponse(PAGE / name, media_type=_KINDS[Path(name).suffix])
+
+    for route, name in _FILES.items():
+        add(route, name)
+
+
+def _handle_faults(app: FastAPI) -> None:
+    def answer(request: Request, refusal: Refusal, more: dict[str, str] | None = None) -> Response:
+        request.state.code = refusal.code
+        return JSONResponse(refusal.body(request.state.request_id), refusal.status, refusal.headers() | (more or {}))
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> Response:
+        return answer(request, refusal)
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, _: Exception) -> Response:  # raised again behind this, for the log
+        return answer(request, Refusal("failed", FAULT))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        said = f"{request.method} {request.url.path[:200]}: {error.detail}; see /openapi.json"
+        return answer(request, Refusal(code, said), dict(error.headers or {}))
+
+
+def _described(video: KeptVideo, kept_s: float) -> Video:
+    known = video.encoded
+    return Video(
+        video=video.name, duration_s=known.duration_s, clip_s=known.clip_s, clips=known.clips,
+        warnings=list(known.warnings), kept_s=kept_s,
+    )  # fmt: skip
+
+
+async def _parsed(kind: type[Given], request: Request) -> Given:
+    body = await read_body(request)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, fault["loc"])) or "the body"
+        raise Refusal("bad_body", f"{place}: {fault['msg']}; see /openapi.json") from error
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _unsupported(expected: str, got: str) -> Refusal:
+    return Refusal("unsupported_type", f"Content-Type: expected {expected}, got {got[:100] or 'none'}")
+
+
+def _body(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _text_or_refusal() -> dict[int | str, dict[str, Any]]:
+    text = {"description": "Prometheus' text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {200: text, **responses(*_EVERYWHERE)}

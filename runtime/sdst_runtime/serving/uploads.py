@@ -1,0 +1,91 @@
+"""Videos that arrive: the body of a request into a file, or a path under the server's root."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from starlette.requests import ClientDisconnect, Request
+
+from .refusals import Refusal
+
+BODY_BYTES = 1 << 20  # of a request with JSON
+_BODY_S = 10.0  # in which it must have arrived
+_BLOCK = 1 << 20  # bytes that are written at once
+
+
+async def receive_file(request: Request, path: Path, most_bytes: int, timeout_s: float) -> None:
+    """Stream a request's body into a file. Raises Refusal."""
+    require_length(request, most_bytes)
+    try:
+        got = await asyncio.wait_for(_stream(request, path, most_bytes), timeout_s)
+    except asyncio.TimeoutError as error:
+        raise Refusal("receive_timeout", f"the upload took longer than {timeout_s:g} s; send it faster") from error
+    except ClientDisconnect as error:
+        raise Refusal("upload_cut", "the connection ended in the middle of the upload; send it again") from error
+    except OSError as error:
+        raise Refusal("no_space", f"the upload cannot be stored: {error.strerror or error}") from error
+    if not got:
+        raise Refusal("bad_video", "expected the bytes of a video as the body, got none")
+
+
+async def _stream(request: Request, path: Path, most_bytes: int) -> int:
+    got, block = 0, bytearray()
+    with path.open("wb") as file:
+        async for piece in request.stream():
+            got += len(piece)
+            if got > most_bytes:
+                raise _too_large(most_bytes)
+            block += piece
+            if len(block) >= _BLOCK:
+                await asyncio.to_thread(file.write, block)
+                block = bytearray()
+        await asyncio.to_thread(file.write, block)
+    return got
+
+
+async def read_body(request: Request) -> bytes:
+    """A small body. Raises Refusal."""
+    require_length(request, BODY_BYTES)
+
+    async def read() -> bytes:
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > BODY_BYTES:
+                raise _too_large(BODY_BYTES)
+        return bytes(body)
+
+    try:
+        return await asyncio.wait_for(read(), _BODY_S)
+    except asyncio.TimeoutError as error:
+        raise Refusal("receive_timeout", f"the body took longer than {_BODY_S:g} s; send it faster") from error
+    except ClientDisconnect as error:
+        raise Refusal("upload_cut", "the connection ended in the middle of the request; send it again") from error
+
+
+def require_length(request: Request, most_bytes: int) -> None:
+    """Raise Refusal when the body says that it is too large."""
+    if int(request.headers.get("content-length", 0)) > most_bytes:
+        raise _too_large(most_bytes)
+
+
+def _too_large(most_bytes: int) -> Refusal:
+    return Refusal("too_large", f"expected at most {most_bytes / 2**20:g} MiB, got more; send a smaller file")
+
+
+def path_under(root: Path | None, stated: str) -> Path:
+    """The file that a client means, links followed. Raises Refusal unless it is a plain file inside the root."""
+    if root is None:
+        raise Refusal("path_refused", "this server takes no paths: upload the video, or start it with --root DIR")
+    refused = Refusal("path_refused", f"{stated[:200]!r} is not a path inside the server's root; give one that is")
+    try:
+        path = (root / stated).resolve()
+        inside, is_file = path.is_relative_to(root.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+        raise refused from error
+    if not inside:
+        raise refused
+    if not is_file:
+        raise Refusal("not_found", f"no file {stated[:200]!r} under the server's root; check the path")
+    return path

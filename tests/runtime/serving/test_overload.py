@@ -1,0 +1,272 @@
+"""More than the server can do, models that die, and its end: what was accepted is answered, the rest is told so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import alive, wait_until
+from served import OCTETS, Served, paused, serving, together
+
+
+@pytest.fixture
+def clip(video) -> bytes:
+    return video.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server(exported, tmp_path_factory):
+    """A queue of three."""
+    with serving(exported.directory, tmp_path_factory.mktemp("served"), "--queue", "3", "--uploads", "1") as served:
+        yield served
+
+
+def waiting(server: Served, lane: str = "ask") -> float:
+    return server.metric(f'sdst_queue{{lane="{lane}"}}') + server.metric(f'sdst_running{{lane="{lane}"}}')
+
+
+def test_a_full_queue(server, clip):
+    name = server.upload(clip).json["video"]
+    with paused(server.model_pid):
+        threads, answers = together(lambda _: server.ask(name), 4)
+        wait_until(lambda: waiting(server) == 4)
+        refused = server.ask(name)
+        health = server.get("/healthz")
+    for thread in threads:
+        thread.join()
+
+    assert (refused.status, refused.code) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert health.status == 200
+    assert [answer.status for answer in answers.values()] == [200] * 4
+    assert waiting(server) == 0
+
+
+def test_full_uploads(server, clip):
+    with paused(server.model_pid):
+        threads, answers = together(lambda _: server.upload(clip), 2)
+        wait_until(lambda: waiting(server, "encode") == 2)
+        refused = server.upload(clip)
+    for thread in threads:
+        thread.join()
+
+    assert (refused.status, refused.code) == (429, "queue_full")
+    assert [answer.status for answer in answers.values()] == [201] * 2
+    assert server.left_over() == []
+
+
+def test_a_model_that_dies_at_a_request(server, clip):
+    """The request hears of it; the next one is answered, about a video that was encoded before."""
+    name = server.upload(clip).json["video"]
+    right = server.ask(name).body
+    starts, pid = server.metric("sdst_model_starts_total"), server.model_pid
+    with paused(pid):
+        threads, answers = together(lambda _: server.ask(name), 2)
+        wait_until(lambda: waiting(server) == 2)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not alive(pid))
+    for thread in threads:
+        thread.join()
+    again = server.ask(name)
+
+    assert sorted(answer.status for answer in answers.values()) == [200, 503]
+    (lost,) = [answer for answer in answers.values() if answer.status == 503]
+    assert (lost.code, lost.headers["retry-after"]) == ("model_died", "1")
+    assert (again.status, again.body) == (200, right)
+    assert server.metric("sdst_model_starts_total") == starts + 1
+    assert server.get("/readyz").status == 200
+
+
+def test_a_model_that_dies_while_it_encodes(server, clip):
+    pid = server.model_pid
+    with paused(pid):
+        threads, answers = together(lambda _: server.upload(clip), 1)
+        wait_until(lambda: server.metric('sdst_running{lane="encode"}') == 1)
+        os.kill(pid, signal.SIGKILL)
+    threads[0].join()
+
+    assert answers[0].code == "model_died"
+    assert server.upload(clip).status == 201
+    assert server.left_over() == []
+
+
+def test_not_ready_while_the_model_starts(exported, tmp_path):
+    with serving(exported.directory, tmp_path, "--ask-timeout-s", "0.2", wait=False) as served:
+        wait_until(lambda: served.events("listening"))
+        early = served.get("/readyz")
+        health = served.get("/healthz")
+        wait_until(lambda: served.get("/readyz").status == 200)
+
+        assert (early.code, health.status) == ("not_ready", 200)
+
+
+def test_time_outs(exported, tmp_path, clip):
+    options = ("--ask-timeout-s", "0.5", "--encode-timeout-s", "0.7", "--receive-timeout-s", "1")
+    with serving(exported.directory, tmp_path, *options) as served:
+        name = served.upload(clip).json["video"]
+        with paused(served.model_pid):
+            asked = served.ask(name)
+            encoded = served.upload(clip)
+        slow = dribble(served, 3)
+
+        assert (asked.status, asked.code) == (504, "timeout")
+        assert (encoded.status, encoded.code) == (504, "timeout")
+        assert b" 408 " in slow
+        assert b"receive_timeout" in slow
+        wait_until(lambda: waiting(served) + waiting(served, "encode") == 0)
+        assert served.ask(name).status == 200
+        assert served.left_over() == []
+
+
+def dribble(server: Served, seconds: float) -> bytes:
+    """What an upload hears that comes a byte at a time."""
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        head = f"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: {OCTETS}\r\nContent-Length: 99\r\n\r\n"
+        client.sendall(head.encode())
+        client.settimeout(0.1)
+        until_s = time.monotonic() + 10 * seconds
+        while time.monotonic() < until_s:
+            try:
+                return client.recv(65536)
+            except TimeoutError:
+                client.sendall(b"x")
+    return b""
+
+
+def test_a_model_that_is_stuck_is_replaced(exported, tmp_path, clip):
+    with serving(exported.directory, tmp_path, "--ask-timeout-s", "0.3") as served:
+        name, pid = served.upload(clip).json["video"], served.model_pid
+        os.kill(pid, signal.SIGSTOP)  # for good
+        assert served.ask(name).code == "timeout"
+        wait_until(lambda: served.model_pid != pid)
+
+        assert served.events("model_stuck")
+        wait_until(lambda: served.ask(name).status == 200)
+
+
+def test_videos_expire(exported, tmp_path, clip):
+    with serving(exported.directory, tmp_path, "--age-s", "1") as served:
+        name = served.upload(clip).json["video"]
+        assert served.ask(name).status == 200
+        wait_until(lambda: served.metric("sdst_encoded_videos") == 0)
+        expired = served.ask(name)
+
+        assert (expired.status, expired.code) == (404, "video_unknown")
+        assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_slow_connections(server, clip):
+    """A thousand that send the beginning of a request and nothing more hold nobody up, and are closed."""
+    name = server.upload(clip).json["video"]
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most[1], most[1]))
+    if 0 < most[1] < 1200:
+        pytest.skip(f"needs 1200 open files, this machine allows {most[1]}")
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(1000)]
+    try:
+        for client in slow:
+            client.sendall(b"POST /v1/ground HTTP/1.1\r\nHost: x\r\nX-Half: ")
+        start_s = time.monotonic()
+        assert server.ask(name).status == 200
+        assert server.get("/healthz").status == 200
+        assert time.monotonic() - start_s < 10
+        slow[0].settimeout(60)
+        assert slow[0].recv(100) == b""
+    finally:
+        for client in slow:
+            client.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+
+
+# ---------------------------------------------------------------- its end
+
+
+def test_sigterm_finishes_what_is_there(exported, tmp_path, clip):
+    with serving(exported.directory, tmp_path) as served:
+        name, pid = served.upload(clip).json["video"], served.model_pid
+        with paused(pid):
+            threads, answers = together(lambda _: served.ask(name), 6)
+            wait_until(lambda: waiting(served) == 6)
+            served.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: served.events("stopping"))
+            wait_until(lambda: is_closed(served))
+            os.kill(pid, signal.SIGTERM)  # as a service manager does that signals a whole group
+        for thread in threads:
+            thread.join()
+
+        assert [answer.status for answer in answers.values()] == [200] * 6
+        assert served.process.wait(20) == 0
+        assert not alive(pid)
+        assert list(tmp_path.iterdir()) == []
+
+
+def is_closed(server: Served) -> bool:
+    """Whether nobody takes a new connection."""
+    try:
+        socket.create_connection(("127.0.0.1", server.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_the_grace_time_ends(exported, tmp_path, clip):
+    with serving(exported.directory, tmp_path, "--grace-s", "1") as served:
+        name, pid = served.upload(clip).json["video"], served.model_pid
+        os.kill(pid, signal.SIGSTOP)
+        threads, _ = together(lambda _: served.ask(name), 1)
+        wait_until(lambda: waiting(served) == 1)
+        served.process.send_signal(signal.SIGTERM)
+
+        served.process.wait(20)
+        assert not alive(pid)
+        assert threads
+
+
+def test_the_model_ends_with_a_server_that_is_killed(exported, tmp_path):
+    with serving(exported.directory, tmp_path) as served:
+        pid = served.model_pid
+        served.process.kill()
+
+        wait_until(lambda: not alive(pid))
+
+
+def serve_once(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sdst", "serve", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_port_in_use(exported):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = serve_once(str(exported.directory), "--port", str(port))
+
+    assert code == 2
+    assert said.startswith(f"error: --port: {port} of 127.0.0.1 is in use")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("BUNDLE", "--root", "no/such/folder"), "--root: no/such/folder"),
+        (("BUNDLE", "--queue", "0"), "queue: expected a number above 0"),
+        (("BUNDLE", "--port", "99999"), "--port: expected 0 to 65535, got 99999"),
+        (("BUNDLE", "--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
+        (("no/bundle", "--port", "0"), "no/bundle: not a bundle"),
+    ],
+)
+def test_starts_that_are_refused(exported, arguments, said):
+    words = [str(exported.directory) if word == "BUNDLE" else word for word in arguments]
+    code, told = serve_once(*words)
+
+    assert code == 2, told
+    assert f"error: {said}" in told.splitlines()[-1]

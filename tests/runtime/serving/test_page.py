@@ -1,0 +1,193 @@
+"""The page of `sdst serve` in a real browser: a video is chosen, asked and played."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from browser import faults, visited
+from processes import wait_until
+from served import QUERY, Served, serving
+
+from sdst_runtime.serving.app import PAGE
+
+OTHER = "a blue square blinks"
+TOKEN = "s3cret"
+
+
+@pytest.fixture(scope="module")
+def server(exported, tmp_path_factory):
+    with serving(exported.directory, tmp_path_factory.mktemp("served"), "--upload-mib", "1") as served:
+        yield served
+
+
+@contextmanager
+def page(server: Served, width: int = 1280, **options) -> Iterator:
+    """The page; what its console complains of fails the test at the end."""
+    said: list[str] = []
+    with visited(f"http://127.0.0.1:{server.port}/", width, **options) as tab:
+        tab.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.reload()
+        yield tab
+        assert [line for line in said if "the server responded with a status of 4" not in line] == []
+
+
+def until(tab, condition: str) -> None:
+    """Wait for a condition in JavaScript; Playwright's own wait needs eval, which the page forbids."""
+    wait_until(lambda: tab.evaluate(condition))
+
+
+def choose(tab, video: Path) -> None:
+    tab.set_input_files("#file", video)
+    until(tab, "document.getElementById('state').textContent.includes('ready for sentences')")
+
+
+def ask(tab, *sentences: str) -> None:
+    tab.fill("#sentences", "\n".join(sentences))
+    tab.click("#go")
+    until(tab, f"document.querySelectorAll('article').length === {len(sentences)}")
+
+
+def time_s(tab) -> float:
+    until(tab, "!document.getElementById('video').seeking")
+    return tab.evaluate("document.getElementById('video').currentTime")
+
+
+def test_sentences_get_moments_that_play(server, video):
+    with page(server) as tab:
+        choose(tab, video)
+        ask(tab, QUERY, OTHER)
+        tab.evaluate("document.getElementById('video').play = () => Promise.resolve()")  # time stands where it is put
+        titles = tab.eval_on_selector_all("h2", "list => list.map((e) => e.textContent)")
+        button = tab.locator("article").nth(1).locator(".moments button").nth(1)
+        minutes, seconds = re.match(r"(\d+):([\d.]+)", button.inner_text()).groups()
+        button.click()
+        at_moment = time_s(tab)
+        line = tab.locator(".line").first
+        box = line.bounding_box()
+        line.click(position={"x": 0.75 * box["width"], "y": 10})
+        at_click = time_s(tab)
+        line.press("ArrowLeft")
+        one_clip_back = time_s(tab)
+        told = line.get_attribute("aria-valuetext")
+        line.press("Home")
+
+        assert titles == [QUERY, OTHER]
+        assert tab.locator(".line polyline").count() == 2
+        assert tab.locator(".line .bar").count() == 10
+        assert at_moment == pytest.approx(60 * int(minutes) + float(seconds), abs=0.06)
+        assert at_click == pytest.approx(0.75 * 7.4, abs=0.05)
+        assert one_clip_back == pytest.approx(at_click - 1, abs=0.01)
+        assert re.fullmatch(r"0:04\.[56], saliency -?\d\.\d\d", told)
+        assert time_s(tab) == 0
+
+
+def test_the_keyboard_alone(server, video):
+    with page(server) as tab:
+        choose(tab, video)
+        tab.focus("#sentences")
+        tab.keyboard.type(QUERY)
+        tab.keyboard.press("Control+Enter")
+        tab.wait_for_selector("article")
+        reached = []
+        for _ in range(12):
+            tab.keyboard.press("Tab")
+            reached.append(tab.evaluate("document.activeElement.className || document.activeElement.textContent"))
+        tab.locator(".moments button").first.press("Enter")
+
+        assert "line" in reached
+        assert [what for what in reached if re.match(r"\d+:", what)]
+        assert not tab.evaluate("document.getElementById('video').paused")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everything_can_be_read(server, video, width, scheme, tmp_path):
+    with page(server, width, color_scheme=scheme) as tab:
+        choose(tab, video)
+        ask(tab, QUERY, "a red " + "w" * 60 + " moves")
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+
+        assert faults(tab) == []
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) > 384) == (scheme == "light")
+        assert "Not known, and left out: " + "w" * 60 in tab.inner_text("article >> nth=1")
+
+
+def test_a_dropped_video(server, video):
+    with page(server) as tab:
+        data = tab.evaluate_handle(
+            """(bytes) => {
+              const data = new DataTransfer(), type = {type: "video/mp4"};
+              data.items.add(new File([new Uint8Array(bytes)], "<b>dropped</b>.mp4", type));
+              return data;
+            }""",
+            list(video.read_bytes()),
+        )
+        tab.dispatch_event("#drop", "drop", {"dataTransfer": data})
+        until(tab, "document.getElementById('state').textContent.includes('ready')")
+
+        assert "<b>dropped</b>.mp4" in tab.inner_text("#drop")
+        assert tab.locator("b").count() == 0
+
+
+def test_markup_in_a_sentence_stays_text(server, video):
+    sentence = "a red circle <img src=x onerror=document.title='hacked'>"
+    with page(server) as tab:
+        choose(tab, video)
+        ask(tab, sentence)
+
+        assert tab.inner_text("h2") == sentence
+        assert tab.locator("article img").count() == 0
+        assert tab.title() == "Moments of a video"
+
+
+def test_refusals_are_shown(server, video, tmp_path):
+    junk, large = tmp_path / "junk.mp4", tmp_path / "large.mp4"
+    junk.write_bytes(b"junk" * 100)
+    large.write_bytes(b"x" * 1_200_000)
+    with page(server) as tab:
+        tab.click("#go")
+        assert tab.inner_text("#fault") == "Choose a video first."
+        for path, said in ((junk, "not a video that can be read"), (large, "expected at most 1 MiB")):
+            tab.set_input_files("#file", path)
+            until(tab, f"document.getElementById('fault').textContent.includes('{said}')")
+        choose(tab, video)
+        tab.click("#go")
+        assert tab.inner_text("#fault") == "Write a sentence first."
+        tab.fill("#sentences", "zzz")
+        tab.click("#go")
+        until(tab, "document.getElementById('fault').textContent.includes('no word that the model knows')")
+        ask(tab, QUERY)
+        assert tab.inner_text("#fault") == ""
+
+
+def test_a_video_that_expired_is_sent_again(exported, tmp_path, video):
+    with serving(exported.directory, tmp_path, "--age-s", "0.2") as served, page(served) as tab:
+        choose(tab, video)
+        tab.wait_for_timeout(500)
+        ask(tab, QUERY)
+
+        assert served.metric('sdst_requests_total{method="POST",route="/v1/videos",status="201"}') == 2
+
+
+def test_a_token_is_asked_for(exported, tmp_path, video):
+    with serving(exported.directory, tmp_path, environment={"SDST_SERVE_TOKEN": TOKEN}) as served, page(served) as tab:
+        tab.set_input_files("#file", video)
+        tab.wait_for_selector("#token")
+        tab.fill("#token", TOKEN)
+        ask(tab, QUERY)
+
+        assert tab.locator("article").count() == 1
+
+
+def test_the_page_needs_no_network_and_no_inline_code():
+    text = {path.name: path.read_text() for path in PAGE.iterdir()}
+
+    assert set(text) == {"index.html", "page.js", "page.css", "icon.svg"}
+    joined = "".join(text.values())
+    assert set(re.findall(r"\w+://[\w./]+", joined)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<style|<script>|\son\w+=|style=|innerHTML|insertAdjacentHTML|eval\(", joined)

@@ -1,0 +1,123 @@
+"""Parts of the server by themselves: what is kept, and what a fault of ours looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sdst_runtime.errors import InputError
+from sdst_runtime.serving.counters import Counters
+from sdst_runtime.serving.guard import Guard, JsonLines
+from sdst_runtime.serving.limits import Limits
+from sdst_runtime.serving.messages import Encoded
+from sdst_runtime.serving.refusals import STATUS, Refusal, responses
+from sdst_runtime.serving.videos import EncodedVideos
+
+
+class Kept:
+    """Videos in a folder of 100 bytes, for 10 s by a clock that the test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now_s, self.forgotten, self.counters = 0.0, [], Counters()
+        self.videos = EncodedVideos(folder, 100, 10, self.forgotten.extend, self.counters, lambda: self.now_s)
+
+    def add(self, size_bytes: int) -> str:
+        name, file = self.videos.place()
+        file.write_bytes(b"x")
+        return self.videos.add(name, file, Encoded(1.0, 1.0, 1, size_bytes, ())).name
+
+    def has(self, name: str) -> bool:
+        try:
+            return self.videos.get(name).file.is_file()
+        except Refusal:
+            return False
+
+
+@pytest.fixture
+def kept(tmp_path) -> Kept:
+    return Kept(tmp_path)
+
+
+def test_the_least_recently_used_video_makes_room(kept, tmp_path):
+    first, second = kept.add(40), kept.add(40)
+    assert kept.has(first)
+    third = kept.add(40)
+
+    assert [kept.has(name) for name in (first, second, third)] == [True, False, True]
+    assert [path.stem for path in kept.forgotten] == [second]
+    assert {path.stem for path in tmp_path.iterdir()} == {first, third}
+    assert kept.counters.registry.get_sample_value("sdst_encoded_video_bytes") == 80
+    assert kept.counters.registry.get_sample_value("sdst_encoded_videos") == 2
+
+
+def test_a_question_keeps_a_video_young(kept):
+    old, young = kept.add(1), kept.add(1)
+    kept.now_s = 9
+    kept.has(young)
+    kept.now_s = 11
+
+    assert (kept.has(old), kept.has(young)) == (False, True)
+
+
+def test_a_video_larger_than_the_budget_leaves_the_others(kept, tmp_path):
+    small = kept.add(40)
+    with pytest.raises(Refusal) as caught:
+        kept.add(101)
+
+    assert caught.value.code == "video_too_long"
+    assert kept.has(small)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"queue": 0}, {"age_s": -1.0}, {"memory_mib": 10**10}, {"grace_s": float("nan")}])
+def test_limits_that_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Limits(**wrong)
+
+
+def test_codes_of_one_status_share_a_description():
+    said = responses("bad_body", "bad_video", "queue_full")
+
+    assert said[422]["description"] == "error.code: bad_body, bad_video"
+    assert set(said) == {422, 429}
+    assert {status // 100 for status in STATUS.values()} == {4, 5}
+
+
+def test_a_fault_of_ours_has_the_shape_of_all_others():
+    """The traceback is in the log, not in the answer."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("secret")
+
+    sent: list[dict[str, Any]] = []
+    service: Any = SimpleNamespace(counters=Counters(), is_stopping=False)
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(JsonLines().format(record))
+    logger = logging.getLogger("sdst.serve")
+    logger.addHandler(handler)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
+    try:
+        asyncio.run(Guard(broken, service, "")(scope, receive, send))
+    finally:
+        logger.removeHandler(handler)
+
+    assert sent[0]["status"] == 500
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["code"] == "failed"
+    assert "secret" not in error["message"]
+    (line,) = [json.loads(line) for line in lines if "traceback" in line]
+    assert (line["request_id"], "secret" in line["traceback"]) == (error["request_id"], True)
