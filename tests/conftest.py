@@ -130,16 +130,16 @@ def video(tmp_path_factory) -> Path:
     return write_noise(tmp_path_factory.mktemp("video") / "noise.mp4")
 
 
-def write_noise(path: Path) -> Path:
+def write_noise(path: Path, seed: int = 0, frames: int = 74) -> Path:
     import av
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     picture = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 40, 32, "yuv420p"
         stream.time_base = Fraction(1, 10)
-        for i in range(74):
+        for i in range(frames):
             frame = av.VideoFrame.from_ndarray(np.roll(picture, 2 * i, axis=1), format="rgb24")
             frame.pts = i
             container.mux(stream.encode(frame))

@@ -49,7 +49,8 @@ IMPORTERS = {
     "require_library",
 }  # functions whose first argument names a module
 ENGINES = {"tensorrt", "tensorrt_rtx", "pycuda"}  # of extras, for sdst_runtime/sessions/tensorrt and there when used
-HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"} | ENGINES
+CLUSTER = {"ray", "pyarrow"}  # of the extra corpus, for sdst_runtime/corpus and there when used
+HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"} | ENGINES | CLUSTER
 SHOWS = {"pandas", "matplotlib"}  # of nobody's extra, for sdst_runtime/showing.py alone and there when used
 
 
@@ -148,7 +149,7 @@ def test_relative_imports_are_resolved():
 def test_runtime_uses_only_what_a_plain_installation_brings():
     plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires(DISTRIBUTION) or [] if "extra ==" not in line}
     allowed = plain | set(sys.stdlib_module_names) | {"sdst_runtime"}
-    more = {"tensorrt": ENGINES, "showing.py": SHOWS}
+    more = {"tensorrt": ENGINES, "corpus": CLUSTER, "showing.py": SHOWS}
     found = {
         f"{path.name}, line {line}: {name}"
         for path in sources("sdst_runtime")
