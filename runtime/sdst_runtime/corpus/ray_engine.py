@@ -6,6 +6,7 @@ that becomes once.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def run_ray(tasks: Sequence[Task], bundle: Path, store: Path, threads: int | Non
     seen: set[str] = set()
     try:
         data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         rows = [{"vid": task.vid, "path": task.path} for task in tasks]
         blocks = max(workers, -(-len(rows) // BLOCK))
         done = data.from_items(rows, override_num_blocks=min(blocks, len(rows))).map(
@@ -76,6 +78,9 @@ class _RayIndexer:
 def _connect(ray: Any) -> None:
     """To the cluster of RAY_ADDRESS; without it Ray starts on this machine, reachable from here alone."""
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )  # fmt: skip
