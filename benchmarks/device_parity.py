@@ -24,16 +24,17 @@ from sdst_calib.tensor_errors import TensorSums  # noqa: E402
 from sdst_runtime.bench.measure import Shape, head_inputs, make_inputs  # noqa: E402
 from sdst_runtime.contracts import PRECISION_KEY  # noqa: E402
 from sdst_runtime.errors import ContractError, SdstError  # noqa: E402
-from sdst_runtime.grounding.bundle import MODELS, TOKENIZER, Bundle  # noqa: E402
+from sdst_runtime.grounding.bundle import TOKENIZER, Bundle  # noqa: E402
 from sdst_runtime.grounding.tokenizer import Tokenizer  # noqa: E402
-from sdst_runtime.sessions.base import Session, limit_of  # noqa: E402
+from sdst_runtime.sessions.base import SIGNATURES, Session, limit_of  # noqa: E402
 from sdst_runtime.strict_json import dump_json, nulls_for_nan  # noqa: E402
 
 SHAPES = (Shape(1, 75, 3, 8), Shape(2, 40, 2, 8), Shape(1, 300, 1, 8))
 
 
 def main(bundle: Path, engines: Path) -> int:
-    results = [result for model in MODELS for result in compare(model, Bundle.open(bundle), Bundle.open(engines))]
+    have, built = Bundle.open(bundle), Bundle.open(engines)
+    results = [result for model in built.models for result in compare(model, have, built)]
     sys.stdout.write(dump_json(nulls_for_nan(results)) + "\n")
     return int(not all(result["passed"] for result in results))
 
@@ -68,6 +69,8 @@ def inputs_of(bundle: Bundle, model: str, shape: Shape, projection: Session) -> 
     """Random inputs of a model; those of the head hold the reference's projection of the random videos."""
     vocabulary = Tokenizer.from_file(bundle.directory / TOKENIZER).vocab_size
     inputs = make_inputs(bundle.manifest.spec, shape, vocabulary)
+    if model == "sentence":
+        return {name: inputs["head"][name] for name in SIGNATURES[model][0]}
     return head_inputs({"projection": projection}, inputs, shape.queries) if model == "head" else inputs[model]
 
 

@@ -17,9 +17,10 @@ from typing import Any
 from sdst_runtime.bench.measure import Footprint, Sessions, Shape, head_inputs, make_inputs
 from sdst_runtime.children import end_with_parent
 from sdst_runtime.errors import DependencyError, InputError, SdstError, require_package
-from sdst_runtime.grounding.bundle import DATA_SUFFIX, MODELS, TOKENIZER, Bundle
+from sdst_runtime.grounding.bundle import DATA_SUFFIX, TOKENIZER, Bundle
 from sdst_runtime.grounding.tokenizer import Tokenizer
 from sdst_runtime.machine import gpus, memory_bytes, peak_memory_bytes
+from sdst_runtime.sessions.base import GROUNDER_MODELS
 from sdst_runtime.sessions.open import open_engine
 from sdst_runtime.sessions.tensorrt.compat import PRODUCTS
 from sdst_runtime.sessions.tensorrt.sidecar import read_sidecar
@@ -78,9 +79,9 @@ def open_candidate(candidate: Candidate) -> Sessions:
         return _open_torch(candidate)
     bundle = Bundle.open(candidate.source)
     if candidate.kind == "onnxrt":
-        return {model: bundle.session(model, candidate.threads) for model in MODELS}
+        return {model: bundle.session(model, candidate.threads) for model in GROUNDER_MODELS}
     graphs = bool(candidate.graphs)
-    return {model: open_engine(bundle.path(model), candidate.workers, graphs) for model in MODELS}
+    return {model: open_engine(bundle.path(model), candidate.workers, graphs) for model in GROUNDER_MODELS}
 
 
 def vocabulary_of(bundle: Bundle) -> int:

@@ -16,6 +16,8 @@ TRACEBACK = "SDST_TRACEBACK"  # of the environment: "1" shows where a fault of o
 VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "ground": ("sdst.ground:ground", "", "find the moments of a video that sentences describe"),
     "serve": ("sdst.serve:serve", "serve", "answer sentences about videos over HTTP, with a page"),
+    "corpus index": ("sdst.corpus:index", "", "encode a folder of videos into a store that can be asked"),
+    "corpus ask": ("sdst.corpus:ask", "", "find the videos of a store that sentences describe, and their moments"),
     "data check": ("sdst.data:check", "", "look for missing or mismatched files of a data set"),
     "convert-backbone": ("sdst.convert:convert_backbone", "train", "turn a released checkpoint into a backbone file"),
     "features video": ("sdst.features:video", "train", "extract the features of a folder or list of videos"),

@@ -27,7 +27,7 @@ def export(
     precision: Precision = "fp32",
     keep_fp32: Path | None = None,
 ) -> None:
-    """Write a bundle: vision.onnx, text.onnx, projection.onnx, head.onnx, tokenizer.json, export.json, bundle.json.
+    """Write a bundle: ONNX files of its five models, tokenizer.json, export.json and bundle.json.
 
     Args:
         checkpoint: best.safetensors or last.safetensors of a run.

@@ -130,10 +130,10 @@ def video(tmp_path_factory) -> Path:
     return write_noise(tmp_path_factory.mktemp("video") / "noise.mp4")
 
 
-def write_noise(path: Path, frames: int = 74) -> Path:
+def write_noise(path: Path, seed: int = 0, frames: int = 74) -> Path:
     import av
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     picture = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)

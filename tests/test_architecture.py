@@ -50,7 +50,8 @@ IMPORTERS = {
 }  # functions whose first argument names a module
 ENGINES = {"tensorrt", "tensorrt_rtx", "pycuda"}  # of extras, for sdst_runtime/sessions/tensorrt and there when used
 SERVES = {"fastapi", "starlette", "uvicorn", "prometheus_client"}  # of the extra `serve`
-HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"} | ENGINES
+CLUSTER = {"ray", "pyarrow"}  # of the extra corpus, for sdst_runtime/corpus and there when used
+HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"} | ENGINES | CLUSTER
 SHOWS = {"pandas", "matplotlib"}  # of nobody's extra, for sdst_runtime/showing.py alone and there when used
 
 
@@ -149,7 +150,7 @@ def test_relative_imports_are_resolved():
 def test_runtime_uses_only_what_a_plain_installation_brings():
     plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires(DISTRIBUTION) or [] if "extra ==" not in line}
     allowed = plain | set(sys.stdlib_module_names) | {"sdst_runtime"}
-    more = {"tensorrt": ENGINES, "showing.py": SHOWS, "serving": SERVES}
+    more = {"tensorrt": ENGINES, "corpus": CLUSTER, "showing.py": SHOWS, "serving": SERVES}
     found = {
         f"{path.name}, line {line}: {name}"
         for path in sources("sdst_runtime")

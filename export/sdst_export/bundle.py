@@ -16,8 +16,10 @@ from .errors import ExportError
 from .graph import save_model
 from .half import Precision, kept_modules
 from .keep import NOTHING_KEPT
-from .models import export_head, export_projection, export_text, export_vision, lower
+from .models import export_head, export_projection, export_sentence, export_text, export_vision, lower
 from .report.export_report import ExportReport, make_report, write_report
+
+OF_CHECKPOINT = ("projection", "head", "sentence")  # models of a bundle, all of them the trained one
 
 
 def export_bundle(
@@ -28,8 +30,8 @@ def export_bundle(
     precision: Precision = FP32,
     keep: Mapping[str, Sequence[str]] = NOTHING_KEPT,
 ) -> tuple[Bundle, ExportReport]:
-    """Write vision.onnx, text.onnx, projection.onnx, head.onnx, tokenizer.json, export.json (the
-    export report, which is returned too) and, last, bundle.json into `out`.
+    """Write vision.onnx, text.onnx, projection.onnx, head.onnx, sentence.onnx, tokenizer.json, export.json (the export
+    report, which is returned too) and, last, bundle.json into `out`.
 
     All models are in `precision` (half.py says what that means); of an fp16 bundle the modules that `keep` names, by
     model, stay float32 (keep.py). Weights too large for an ONNX file go into a .data
@@ -45,7 +47,7 @@ def export_bundle(
         exact=True,
         mend="give the backbone that made the features",
     )
-    of_head = [*keep.get("projection", ()), *keep.get("head", ())]  # two parts of one model
+    of_head = [module for name in OF_CHECKPOINT for module in keep.get(name, ())]  # parts of one model
     if keep and precision != FP16:
         raise ExportError(f"keep: expected modules of an fp16 bundle, got them with {precision}; leave them out")
     for model, names in ((backbone.vision, keep.get("vision", ())), (backbone.text, keep.get("text", ()))):
@@ -58,6 +60,7 @@ def export_bundle(
         "text": lambda: export_text(backbone, precision, keep.get("text", ())),
         "projection": lambda: export_projection(lowered),
         "head": lambda: export_head(lowered),
+        "sentence": lambda: export_sentence(lowered),
     }
     graphs = {}
     for name, export in exports.items():

@@ -4,8 +4,8 @@
     head: dense.ffn.0   # overflow
     vision: encoder.blocks.38.mlp.fc2
 
-A line names a model of the bundle (vision, text, projection, head) and a module in it, by its path. `sdst calibrate
-audit` writes such a file.
+A line names a model of the bundle (vision, text, projection, head, sentence) and a module in it, by its path; the last
+three are parts of one model, and share their modules. `sdst calibrate audit` writes such a file.
 """
 
 from __future__ import annotations

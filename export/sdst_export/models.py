@@ -1,7 +1,8 @@
-"""The four models of a bundle to ONNX: the frozen towers, and the trained model in two files.
+"""The models of a bundle to ONNX: the frozen towers, and the trained model in three files.
 
 The towers are the very modules that extracted the features for training. Of the trained model the projection runs once
-a video, and the head holds what a sentence needs; RDSA is lowered. Shapes: B batch, T clips, K steps or stored layers,
+a video, and the head holds what a sentence needs; RDSA is lowered. The sentence is the part of the head that holds a
+corpus' videos against a sentence. Shapes: B batch, T clips, K steps or stored layers,
 V video width, F width, L tokens, X text width, M moments, N clips of the vision model.
 """
 
@@ -16,17 +17,17 @@ from onnxscript import ir
 
 from sdst_runtime.contracts import FP16, FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
 from sdst_runtime.grounding.decode import HEAD_OUTPUTS
-from sdst_runtime.sessions.base import PROJECTED
+from sdst_runtime.sessions.base import PROJECTED, SENTENCE
 from sdst_train.backbone.towers import Backbone
 from sdst_train.loop.checkpoint import Checkpoint
 from sdst_train.model.sdst import SDST
 
 from .errors import ExportError
-from .graph import export_module, write_graph
+from .graph import Type, export_module, write_graph
 from .half import Precision, Tower, half_head, half_products, kept_modules
 from .lowering.blocks import Blocks
 from .lowering.builder import BOOL, FLOAT, GraphBuilder
-from .lowering.head import ground, project, projected_type
+from .lowering.head import ground, pool_sentence, project, projected_type
 from .rdsa_op import Node, rdsa_nodes
 
 
@@ -54,7 +55,7 @@ def export_text(backbone: Backbone, precision: Precision = FP32, keep: Sequence[
 
 @dataclass(frozen=True)
 class Lowered:
-    """A trained model in the form that both of its files are written from."""
+    """A trained model in the form that its files are written from."""
 
     model: SDST
     checkpoint: Checkpoint  # that it was made of
@@ -98,8 +99,7 @@ def export_head(lowered: Lowered) -> ir.Model:
     inputs = {
         PROJECTED: (projected_type(lowered.model), _projected_shape(lowered)),
         "video_mask": (BOOL, ["B", "T"]),
-        "text": (FLOAT, ["B", spec.layers, "L", spec.text_width]),
-        "text_mask": (BOOL, ["B", "L"]),
+        **_text_inputs(lowered),
     }
     shapes = (["B", config.queries, 2], ["B", config.queries], ["B", "T"])
     outputs = {name: (FLOAT, shape) for name, shape in zip(HEAD_OUTPUTS, shapes, strict=True)}
@@ -107,6 +107,16 @@ def export_head(lowered: Lowered) -> ir.Model:
     graph = write_graph(b, inputs, outputs, metadata, config.width if config.attention == "rdsa" else None)
     require_rdsa(graph.graph, config.layers if config.attention == "rdsa" else 0)
     return graph
+
+
+def export_sentence(lowered: Lowered) -> ir.Model:
+    """ONNX of the projected and pooled text of each step: text B K L X float32, text_mask B L bool -> sentence B K F
+    float32, of length one, in the order of the steps of `projected`.
+    """
+    b, config = GraphBuilder(), lowered.checkpoint.config.model
+    b.name(pool_sentence(b, _blocks(b, lowered), lowered.model, lowered.checkpoint.spec.layers), SENTENCE)
+    outputs = {SENTENCE: (FLOAT, ["B", config.layers, config.width])}
+    return write_graph(b, _text_inputs(lowered), outputs, _trained(lowered, "sentence"))
 
 
 def require_rdsa(nodes: Iterable[Node], steps: int) -> None:
@@ -118,6 +128,11 @@ def require_rdsa(nodes: Iterable[Node], steps: int) -> None:
 
 def _blocks(b: GraphBuilder, lowered: Lowered) -> Blocks:
     return Blocks(b, lowered.model, lowered.precision == FP16, lowered.kept)
+
+
+def _text_inputs(lowered: Lowered) -> dict[str, Type]:
+    spec = lowered.checkpoint.spec
+    return {"text": (FLOAT, ["B", spec.layers, "L", spec.text_width]), "text_mask": (BOOL, ["B", "L"])}
 
 
 def _projected_shape(lowered: Lowered) -> list[int | str]:

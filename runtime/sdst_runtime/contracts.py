@@ -177,6 +177,17 @@ class EncodedVideo(VideoFeatures):
         return video
 
 
+@dataclass(frozen=True, eq=False)
+class ProjectedVideo:
+    """What a head needs of a video: an EncodedVideo without its features, as a corpus keeps it."""
+
+    duration_s: float
+    spec: FeatureSpec
+    windows: tuple[Window, ...]
+    projected: tuple[np.ndarray, ...]  # of each window: n K F, in the type that the head takes
+    projection_sha256: str
+
+
 def require_projection(have: str | Path, made_with: str, needed: str) -> None:
     """Raise ContractError unless both digests of a projection, hex SHA-256, are the same; `have` names the first."""
     if made_with != needed:

@@ -11,7 +11,7 @@ from sdst_runtime.errors import InputError
 from sdst_runtime.files import make_directory, only_process, write_text
 
 WORLD = "world.json"  # which dataset.py writes first of all
-MADE = ("videos", "annotations", "features", "run", "bundle", "report.html", "summary.json")
+MADE = ("videos", "annotations", "features", "run", "bundle", "store", "report.html", "summary.json")
 _MARK = ".sdst-demo"  # in a run's folder: it may be deleted
 
 

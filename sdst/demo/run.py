@@ -1,7 +1,8 @@
 """`sdst demo`: the whole line on rendered videos, told from top to bottom.
 
 Renders, extracts, trains, evaluates, exports, compares torch with ONNX Runtime, grounds held-out videos from their
-files, and writes report.html and summary.json. docs/demo.md says what the numbers mean.
+files, finds each sentence's video among all, and writes report.html and summary.json. docs/demo.md says what the
+numbers mean.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from ..training import train_with_progress
 from .dataset import CLIP_S, render_dataset
 from .place import clear_run, demo_folder
 from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
+from .search import facts as search_facts
+from .search import find_videos
 
 METRICS = {  # our name -> the official evaluator's
     "R1@0.5": "MR-full-R1@0.5",
@@ -114,6 +117,9 @@ def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) 
         grounder = Grounder.load(bundle.directory)
         panels = ground_videos(grounder, out, val_samples)
 
+    with stages.timed("find"):
+        found = find_videos(bundle, out, val_samples)
+
     summary = {
         **metrics,
         "shuffled_queries": control,
@@ -126,6 +132,7 @@ def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) 
             "val_held_out_combination": sum(s.row["held_out_combination"] for s in val_samples),
         },
         **by_combination(torch_head, val_samples),
+        "find_video": found,
         "best_epoch": checkpoint.epoch,
         "seed": seed,
         "machine": dict(machine_facts()) | {"torch": torch.__version__},
@@ -242,6 +249,7 @@ def demo_report(
             ("trained parameters", in_both_units(counts["head"])),
             ("frozen parameters", f"vision {counts['vision']:,}, text {counts['text']:,}"),
             ("torch against ONNX Runtime", f"{summary['onnx_max_abs_error']:.1e} max abs error"),
+            *search_facts(summary["find_video"]),
         ),
         warnings=(load,) if load else (),
         notes=(

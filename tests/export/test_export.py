@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 
 from sdst_calib.parity.measure import max_abs_error
 from sdst_export.errors import ExportError
-from sdst_export.models import export_head, lower, require_rdsa
+from sdst_export.graph import save_model
+from sdst_export.models import export_head, export_sentence, lower, require_rdsa
 from sdst_export.rdsa_op import rdsa_nodes
 from sdst_runtime.contracts import FeatureSpec
 from sdst_runtime.errors import ContractError, InputError
-from sdst_runtime.grounding.bundle import MODELS, Bundle
+from sdst_runtime.grounding.bundle import MODELS, Bundle, write_manifest
 from sdst_runtime.sessions.open import open_session
 from sdst_train.backbone.towers import load_backbone
 from sdst_train.config import TrainConfig
@@ -127,11 +129,61 @@ def test_text_equals_torch(exported, B, L):
     assert np.abs(expected - got)[valid].max() < 1e-5
 
 
+def pooled(model: SDST, text: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """B K F: the pooled projected text of each step that training aligns with the clips, at length one."""
+    valid = torch.from_numpy(mask)
+    video = torch.zeros(len(text), 3, text.shape[1], model.config.video_width)
+    with torch.no_grad():
+        outputs = model(video, torch.ones(len(text), 3, dtype=torch.bool), torch.from_numpy(text), valid)
+    return torch.nn.functional.normalize(outputs.text_KBF, dim=-1).transpose(0, 1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("feature_mode", "layer_order"),
+    [("intermediate", "forward"), ("intermediate", "reversed"), ("last_repeat", "forward")],
+)
+def test_sentence_equals_torch(exported, tmp_path, feature_mode, layer_order):
+    """The pooled text of each step, in the order in which `projected` has the steps, whatever the padding holds."""
+    trained = load_checkpoint(exported.checkpoint_path)
+    config = TrainConfig(model=replace(trained.config.model, feature_mode=feature_mode, layer_order=layer_order))
+    torch.manual_seed(2)
+    checkpoint = Checkpoint(SDST(config.model).eval(), config, trained.spec, 1, {})
+    save_model(export_sentence(lower(checkpoint)), tmp_path / "sentence.onnx")
+    inputs = head_inputs(trained.spec, 3, 4, 9)
+    text, mask = inputs["text"], inputs["text_mask"]
+    session = open_session(tmp_path / "sentence.onnx")
+    got = session.run({"text": text, "text_mask": mask})["sentence"]
+    assert np.abs(pooled(checkpoint.model, text, mask) - got).max() < 1e-5
+    noisy = np.where(mask[:, None, :, None], text, 1e4).astype(np.float32)
+    np.testing.assert_array_equal(session.run({"text": noisy, "text_mask": mask})["sentence"], got)
+
+
+def test_sentence_of_an_fp16_bundle_is_near_and_float32(exported, exported_fp16):
+    inputs = head_inputs(load_checkpoint(exported.checkpoint_path).spec, 3, 4, 9)
+    feed = {name: inputs[name] for name in ("text", "text_mask")}
+    exact, half = (
+        open_session(folder / "sentence.onnx").run(feed)["sentence"] for folder in (exported.directory, exported_fp16)
+    )
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max() < 2e-3
+    np.testing.assert_allclose(np.linalg.norm(half, axis=-1), 1, atol=1e-6)
+
+
+def test_a_bundle_without_the_sentence_grounds_and_says_what_it_lacks(exported, tmp_path):
+    """As those that an older version exported."""
+    old = shutil.copytree(exported.directory, tmp_path / "old")
+    models = {name: f"{name}.onnx" for name in MODELS if name != "sentence"}
+    (old / "sentence.onnx").unlink()
+    bundle = Bundle.open(write_manifest(old, Bundle.open(exported.directory).manifest.spec, models, "0.1.0").directory)
+    assert bundle.models == MODELS[:4]
+    assert bundle.grounding_model().outputs.keys() == {"spans", "scores", "saliency"}
+    with pytest.raises(ContractError, match=r"has no sentence model.*export the bundle again"):
+        bundle.session("sentence")
+
+
 @pytest.mark.parametrize("attention", ["deformable_ca", "full_ca"])
 def test_other_attentions_export_without_rdsa(exported, attention):
     trained = load_checkpoint(exported.checkpoint_path)
-    from dataclasses import replace
-
     config = TrainConfig(model=replace(trained.config.model, attention=attention, layers=1))
     torch.manual_seed(1)
     checkpoint = Checkpoint(SDST(config.model).eval(), config, trained.spec, 1, {})

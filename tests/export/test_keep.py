@@ -1,6 +1,7 @@
 """`sdst export --keep-fp32`: what is named stays float32 in the files, what is not stays half, and export.json says so.
 
-One bundle keeps modules of all four models; faults that an audit finds, and what keeping mends, are in test_audit.py.
+One bundle keeps modules of all models but the sentence, whose modules are the head's. Faults that an audit finds, and
+what keeping mends, are in test_audit.py.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ PRODUCTS = {  # places whose products compute in float32 for it: (all of) an att
     "projection": {"project_video.6"},
     "head": {"dense.ffn.0", "sparse.sample.value", "sparse.sample.out", "sparse.cross", "sparse.cross.query",
              "sparse.cross.out"},
+    "sentence": set(),
 }  # fmt: skip
 ALWAYS = {"sparse.sample.endpoints", "sparse.span.4", "classify", "actionness.mlp.4", "actionness", ""}  # as half_head
 
@@ -75,6 +77,7 @@ ADDED_CASTS = {  # of KEPT, by types: a cast before each kept module and behind 
             "sparse.cross": -2, "": -1,
         },
     },
+    "sentence": {},
 }  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def test_what_is_named_computes_in_float32_and_nothing_else(kept, exported_fp16,
     assert before == ({*ALWAYS, "sparse.sample.context"} if model == "head" else set())
     assert floats - before == PRODUCTS[model]
     halves = {place for place, kind in products(kept.path(model)) if kind == HALF}
-    assert len(halves) >= (1 if model == "projection" else 8)
+    assert len(halves) >= (1 if model in ("projection", "sentence") else 8)
     assert not halves & floats
 
 
@@ -241,7 +244,7 @@ BAD = {
     "vision: encoder.blocks.1.mlp.fc22": "is no module of the VisionTower; did you mean encoder.blocks.1.mlp.fc2?",
     "head: dense.fnn.0": "'dense.fnn.0' is no module of the SDST; did you mean dense.ffn.0?",
     "head: zzz": "'zzz' is no module of the SDST; take the names from sdst calibrate audit",
-    "tail: ffn": "line 1: expected MODEL: MODULE with one of vision, text, projection, head, got 'tail: ffn'",
+    "tail: ffn": "line 1: expected MODEL: MODULE with one of vision, text, projection, head, sentence, got 'tail: ffn'",
     "dense.ffn.0": "keep.txt, line 1: expected MODEL: MODULE with one of",
     "head dense.ffn.0": "keep.txt, line 1: expected MODEL: MODULE with one of",
 }

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import copy_file, make_directory, remove
-from sdst_runtime.grounding.bundle import MANIFEST, MODELS, TOKENIZER, Bundle, write_manifest
+from sdst_runtime.grounding.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
 from sdst_runtime.sessions.plugin_library import LIBRARIES, Brought, find_plugin_library
 from sdst_runtime.sessions.tensorrt.device import Device
 from sdst_runtime.sessions.tensorrt.sidecar import Sidecar, sidecar_path
@@ -40,7 +40,7 @@ def build_bundle(
     make_directory(out)
     remove(out / MANIFEST)
     beside, brought = [], bundle.brought(device.plugin_device) if device else None
-    for name in MODELS:
+    for name in bundle.models:
         say(f"building {name}.plan")
         plan = out / f"{name}.plan"
         own = options if name == "head" else dataclasses.replace(options, embed_plugin=False)
@@ -50,14 +50,14 @@ def build_bundle(
         if device and brought and _needs_library(sidecar):
             beside.append(_copy_library(device, brought, out))
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
-    models = {name: f"{name}.plan" for name in MODELS}
+    models = {name: f"{name}.plan" for name in bundle.models}
     return write_manifest(out, bundle.manifest.spec, models, own_version(), beside)
 
 
 def _require_place(bundle: Bundle, out: Path) -> None:
     if out.resolve() == bundle.directory.resolve():
         raise InputError(f"--out: expected another directory than the bundle, got {out}")
-    engines = [name for name in MODELS if bundle.path(name).suffix != ".onnx"]
+    engines = [name for name in bundle.models if bundle.path(name).suffix != ".onnx"]
     if engines:
         raise InputError(f"{bundle.directory}: expected a bundle of ONNX files, it has {bundle.path(engines[0]).name}")
 

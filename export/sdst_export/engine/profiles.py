@@ -86,9 +86,11 @@ def profiles_for(
     """
     tokens = (1, min(USUAL_TOKENS, spec.max_tokens), spec.max_tokens)
     many = limits(buckets)["max_batch"]
+    of_text: list[Sizes] = [{"B": rows, "L": tokens} for rows in _rows(many, one_row_apart)]
     choices: dict[ModelKind, list[Sizes]] = {
         "vision": [{"N": (1, VISION_BATCH, VISION_BATCH)}],
-        "text": [{"B": rows, "L": tokens} for rows in _rows(many, one_row_apart)],
+        "text": of_text,
+        "sentence": of_text,
     }
     by_clips = [
         {"B": rows, "T": (1, bucket.clips, bucket.clips), "L": tokens}

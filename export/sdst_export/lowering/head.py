@@ -1,4 +1,4 @@
-"""`SDST.project` and `SDST.ground_projected` as graphs (sdst_train/model/sdst.py), after it was lowered.
+"""`SDST.project`, `SDST.ground_projected` and the pooled text as graphs (sdst_train/model/sdst.py), once it is lowered.
 
 What no input changes is computed here: gates, queries and places of the moments, scales of scores. What no step changes
 is computed once a call: masks, positions, what they add to queries and keys, and the text's keys and values of all
@@ -47,6 +47,20 @@ def ground(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> tuple[T
     return _Head(b, blocks, model, layers).outputs()
 
 
+def pool_sentence(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> Tensor:
+    """B K F float32 of text B layers L X and text_mask B L: the projected text of each step, pooled, at length one."""
+    config, mask = model.config, Tensor("text_mask", BOOL)
+    text = _project_text(b, blocks, model, layers, mask)
+    logit = b.float(blocks.linear(model.text_pool.weight, text))  # B K L 1
+    with b.at(blocks.path(model.text_pool)):
+        weights = b.op("Softmax", b.add(logit, minus_infinity(b, mask, (1, 3))), axis=2)
+        pooled = b.op("MatMul", b.transpose(text, 0, 1, 3, 2), b.cast(weights, text.dtype))  # B K F 1
+    sentence = b.op("Squeeze", _normalised(b, pooled, 2), b.constant([3], INT64))
+    if config.feature_mode == "last_repeat":
+        return b.concat(*[sentence] * config.layers, axis=1)
+    return b.pick(sentence, list(reversed(range(config.layers))), 1) if config.layer_order == "reversed" else sentence
+
+
 def projected_type(model: SDST) -> int:
     """Of `projected`: what the last product of the projection gives."""
     return dtype_of(model.project_video[-1])
@@ -64,7 +78,8 @@ class _Head:
         self.text_unmasked = minus_infinity(b, self.text_mask, (1, 2))
         self.length = b.op("ReduceSum", b.cast(self.mask, INT32), b.constant([1], INT64), keepdims=0)
         self.clips = clips_of(b, self.length)
-        self.text = self._text(layers)
+        text = _project_text(b, blocks, model, layers, self.text_mask)  # B K L F, one layer when steps share the last
+        self.text = b.name(text, "projected_text")
         self.position = self._position()
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,16 +100,6 @@ class _Head:
         return self.config.layers - 1 - step if self.config.layer_order == "reversed" else step
 
     # ------------------------------------------------------------ once a call
-
-    def _text(self, layers: int) -> Tensor:
-        """B K L F, one layer when all steps read the last; shallow to deep."""
-        b, config = self.b, self.config
-        text = Tensor("text", FLOAT)
-        wanted = [layers - 1] if config.feature_mode == "last_repeat" else list(range(layers - config.layers, layers))
-        if len(wanted) < layers:
-            text = b.pick(text, wanted, 1)
-        text = b.op("Where", b.unsqueeze(self.text_mask, 1, 3), text, b.constant(0.0), dtype=FLOAT)
-        return b.name(self.blocks.sequence(self.model.project_text, text), "projected_text")
 
     def _position(self) -> Tensor:
         """Sine features of the clips' centres, B T F in the type of `projected`."""
@@ -138,14 +143,9 @@ class _Head:
             logit = b.add(logit, b.reshape(self.text_unmasked, 0, -1, 1, shape=("B", "L", 1)))
             weights = b.cast(b.op("Softmax", logit, axis=1), text.dtype)
             pooled = b.op("MatMul", b.transpose(text, 0, 2, 1), weights)  # B F 1
-        cosine = b.op("MatMul", self._normalised(dense, 2), self._normalised(pooled, 1))
+        cosine = b.op("MatMul", _normalised(b, dense, 2), _normalised(b, pooled, 1))
         curve = b.op("Where", self.mask_BT1, cosine, b.constant(-1.0), dtype=FLOAT)
         return b.op("Squeeze", curve, b.constant([2], INT64))
-
-    def _normalised(self, x: Tensor, axis: int) -> Tensor:
-        x = self.b.float(x)
-        length = self.b.op("ReduceL2", x, self.b.constant([axis], INT64), keepdims=1)
-        return self.b.op("Div", x, self.b.op("Max", length, self.b.constant(1e-12)))
 
 
 class _Dense:
@@ -304,6 +304,23 @@ class _Sparse:
             n, last = self.head.clips
             found = deform(b, value, offset, logit, in_clips(b, reference, n), last, sizes)
         return blocks.linear(sample.out, found)
+
+
+def _project_text(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int, mask: Tensor) -> Tensor:
+    """B K L F of text B layers L X, shallow to deep; one layer when all steps read the last."""
+    config, text = model.config, Tensor("text", FLOAT)
+    wanted = [layers - 1] if config.feature_mode == "last_repeat" else list(range(layers - config.layers, layers))
+    if len(wanted) < layers:
+        text = b.pick(text, wanted, 1)
+    text = b.op("Where", b.unsqueeze(mask, 1, 3), text, b.constant(0.0), dtype=FLOAT)
+    return blocks.sequence(model.project_text, text)
+
+
+def _normalised(b: GraphBuilder, x: Tensor, axis: int) -> Tensor:
+    """`x` in float32, of length one along an axis."""
+    x = b.float(x)
+    length = b.op("ReduceL2", x, b.constant([axis], INT64), keepdims=1)
+    return b.op("Div", x, b.op("Max", length, b.constant(1e-12)))
 
 
 def _clips(b: GraphBuilder, mask: Tensor) -> Tensor:

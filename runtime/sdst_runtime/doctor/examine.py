@@ -21,7 +21,7 @@ import numpy as np
 from ..contracts import PRECISION_KEY
 from ..distribution import install_command
 from ..errors import ContractError, DependencyError, SdstError
-from ..grounding.bundle import MODELS, Bundle
+from ..grounding.bundle import Bundle
 from ..machine import instructions, usable_cores
 from ..sessions.base import Session, limit_of
 from ..sessions.int8_products import products_are_exact
@@ -131,7 +131,7 @@ def check_bundle(directory: Path) -> tuple[Bundle | None, list[Check]]:
     files = f"{directory}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, features of {spec.backbone}"
     return bundle, [
         Check("bundle", "fine", files, needed=True),
-        *(_guarded(f"bundle: {model}", lambda model=model: _run_model(bundle, model)) for model in MODELS),
+        *(_guarded(f"bundle: {model}", lambda model=model: _run_model(bundle, model)) for model in bundle.models),
     ]
 
 

@@ -1,8 +1,9 @@
 """A bundle: the directory that a device needs, and nothing else.
 
-vision, text, projection and head models, tokenizer.json, and bundle.json: the feature contract and the SHA-256 of every
-file. A model too large for one ONNX file has its weights beside it, in a file of its name and `.data`. The projection
-is the part of the head that no sentence changes: it runs once a video.
+Models of vision, text, projection, head and sentence, tokenizer.json, and bundle.json: the feature contract and the
+SHA-256 of every file. A model too large for one ONNX file has its weights beside it, in a file of its name and `.data`.
+The projection is the part of the head that no sentence changes: it runs once a video. The sentence model gives what
+orders the videos of a corpus; bundles of older versions lack it and do all else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import cast
 from ..contracts import SPEC_KEY, FeatureSpec
 from ..errors import ContractError, InputError, SdstError
 from ..files import sha256_file, write_json
-from ..sessions.base import MODELS, GroundingModel, ModelKind, Session, require_signature
+from ..sessions.base import GROUNDER_MODELS, MODELS, GroundingModel, ModelKind, Session, require_signature
 from ..sessions.open import open_session
 from ..sessions.plugin_library import LIBRARIES, Brought, PluginDevice
 from ..sessions.tensorrt.sidecar import SUFFIX
@@ -38,7 +39,7 @@ class Manifest:
     format: int
     sdst_version: str
     spec: FeatureSpec
-    models: dict[str, str]  # each of MODELS -> file name
+    models: dict[str, str]  # each of MODELS, the sentence perhaps not -> file name
     files: dict[str, str]  # file name -> SHA-256
 
 
@@ -67,9 +68,24 @@ class Bundle:
             _require_listed(directory, name, manifest)
         return cls(directory, manifest)
 
+    @property
+    def models(self) -> tuple[ModelKind, ...]:
+        """Those of MODELS that it has: all, or all but the sentence."""
+        return tuple(model for model in MODELS if model in self.manifest.models)
+
     def path(self, model: str) -> Path:
-        """The file of one of MODELS."""
+        """The file of one of MODELS. Raises ContractError when the bundle is older than the model."""
+        if model not in self.manifest.models:
+            raise ContractError(
+                f"{self.directory}: has no {model} model, it was exported by an older sdst; export the bundle again"
+            )
         return self.directory / self.manifest.models[model]
+
+    def digests(self, *models: str) -> dict[str, str]:
+        """SHA-256 of the files of some models, weights beside the graphs too, by file name."""
+        names = [self.manifest.models[model] for model in models]
+        files = [file for name in names for file in (name, name + DATA_SUFFIX)]
+        return {file: self.manifest.files[file] for file in files if file in self.manifest.files}
 
     def brought(self, device: PluginDevice) -> Brought:
         """The bundle's own library of sdst::RDSA, if it lists one; it is loaded on the user's word alone."""
@@ -159,7 +175,7 @@ def _read_manifest(directory: Path) -> Manifest:
     manifest = read_strict(Manifest, path, "export the bundle again")
     if manifest.format != FORMAT:
         raise ContractError(f"{path}: bundle format {manifest.format}, this sdst reads {FORMAT}; export it again")
-    unknown = sorted(set(MODELS) - manifest.models.keys()) or sorted(
+    unknown = sorted(set(GROUNDER_MODELS) - manifest.models.keys()) or sorted(
         name for name in (*manifest.models.values(), *manifest.files) if Path(name).name != name or name in ("", "..")
     )
     if unknown or not {*manifest.models.values(), TOKENIZER} <= manifest.files.keys():

@@ -18,13 +18,13 @@ from typing import overload
 
 import numpy as np
 
-from ..contracts import EncodedVideo, Grounding, VideoFeatures, require_projection
+from ..contracts import EncodedVideo, Grounding, ProjectedVideo, VideoFeatures, require_projection
 from ..errors import InputError
 from ..media.clips import decoder_name, promised_clips
 from ..media.memory import NAME, FrameStream
 from ..media.workers import Ending, Piece, Unusable, decode_pieces, pieces_of
 from ..sessions.base import PROJECTED, ClosedAtEnd, Session, limit_of
-from .bundle import DATA_SUFFIX, TOKENIZER, Bundle
+from .bundle import TOKENIZER, Bundle
 from .decode import decode, require_finite
 from .inputs import Askable, OnProgress, Source, copied, counted, refusal, require_queries
 from .kept import KeptVideos
@@ -76,13 +76,16 @@ class Grounder(ClosedAtEnd):
 
     def __init__(
         self, bundle: str | Path | Bundle, threads: int | None = None, *, window_clips: int | None = None,
-        cache: str | Path | None = None,
+        cache: str | Path | None = None, vision: bool = True,
     ) -> None:  # fmt: skip
-        """See `load`, which does the same."""
+        """See `load`, which does the same. Without `vision` the vision model, the largest, is not opened: it can be
+        asked about videos that are encoded or projected already.
+        """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.bundle, self.spec = bundle, bundle.manifest.spec
         self.tokenizer = Tokenizer.from_file(bundle.directory / TOKENIZER)
-        self.vision, self.text = (bundle.session(name, threads) for name in ("vision", "text"))
+        self.vision = bundle.session("vision", threads) if vision else None
+        self.text = bundle.session("text", threads)
         self.grounding_model = bundle.grounding_model(threads)
         self.timings = Timings()
         head = self.grounding_model.head
@@ -183,8 +186,10 @@ class Grounder(ClosedAtEnd):
     def see(self, path: str | Path, pieces: Iterable[Piece | Unusable]) -> tuple[VideoFeatures, tuple[str, ...]]:
         """What the vision model makes of a video's pieces, and what was wrong with the file: the second step.
 
-        Raises InputError when the file cannot be used.
+        Raises InputError when the file cannot be used, or without a vision model.
         """
+        if self.vision is None:
+            raise InputError("encoding: this Grounder was opened without the vision model; open it with vision=True")
         features: list[np.ndarray] = []
         with self.timings.call() as clock:
             for piece in pieces:
@@ -261,10 +266,20 @@ class Grounder(ClosedAtEnd):
         self.tokenizer.encode(query, self.spec.max_tokens)
         self.tokenizer.require_known(query)
 
+    def read(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What the text model makes of sentences, B K L X float32, and which tokens are valid, B L bool.
+
+        Raises InputError for one that cannot be used.
+        """
+        ids, mask = self.tokenizer.encode_batch(sentences, self.spec.max_tokens)
+        valid = np.repeat(mask[:, None], self.spec.layers, axis=1)  # B K L
+        return self._run("text", self.text, {"token_ids": ids, "token_mask": mask}, "features", valid), mask
+
     def close(self) -> None:
         """Give back what the models hold; a second call does nothing."""
         for session in (self.vision, self.text, self.grounding_model):
-            session.close()
+            if session is not None:
+                session.close()
 
     def _whole(self, path: str | Path, features: Sequence[np.ndarray], ending: Ending) -> VideoFeatures:
         try:
@@ -274,29 +289,23 @@ class Grounder(ClosedAtEnd):
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
-    def _ready(self, video: Askable) -> EncodedVideo:
-        if not isinstance(video, EncodedVideo):
+    def _ready(self, video: Askable) -> EncodedVideo | ProjectedVideo:
+        if not isinstance(video, EncodedVideo | ProjectedVideo):
             return self.project(video) if isinstance(video, VideoFeatures) else self.encode(video)
         video.spec.require(self.spec, have="the video features", need="the bundle")
         require_projection("the encoded video", video.projection_sha256, self._projection_sha256)
         return video
 
     def _kept_in(self, directory: Path) -> KeptVideos:
-        manifest = self.bundle.manifest
-        models = [manifest.models[name] for name in ("vision", "projection")]
-        files = [name for model in models for name in (model, model + DATA_SUFFIX)]
-        made_with = {name: manifest.files[name] for name in files if name in manifest.files}
         windows = {"windows": f"{self.window_clips} of more than {self.whole_clips}"}
-        return KeptVideos(directory, self.spec, self._projection_sha256, made_with | windows)
+        made_with = self.bundle.digests("vision", "projection") | windows
+        return KeptVideos(directory, self.spec, self._projection_sha256, made_with)
 
     def _answer(self, questions: Sequence[_Question], clock: Clock) -> list[Grounding]:
         """One answer a question, from one run of the text model and as many of the head as memory asks for."""
         sentences = list(dict.fromkeys(question.query for question in questions))
         with clock.stage("text"):
-            ids, text_mask = self.tokenizer.encode_batch(sentences, self.spec.max_tokens)
-            inputs = {"token_ids": ids, "token_mask": text_mask}
-            valid = np.repeat(text_mask[:, None], self.spec.layers, axis=1)  # B K L
-            text = self._run("text", self.text, inputs, "features", valid)
+            text, text_mask = self.read(sentences)
         place = {sentence: i for i, sentence in enumerate(sentences)}
         rows = [_Row(i, q.video, w, q.query) for i, q in enumerate(questions) for w in range(len(q.video.windows))]
         parts: list[list[Grounding]] = [[] for _ in questions]  # of each question, an answer a window
@@ -324,7 +333,7 @@ class Grounder(ClosedAtEnd):
 
 @dataclass(frozen=True)
 class _Question:
-    video: EncodedVideo
+    video: EncodedVideo | ProjectedVideo
     query: str
 
 
@@ -333,7 +342,7 @@ class _Row:
     """A row of the head's batch: a question about one window of its video."""
 
     question: int
-    video: EncodedVideo
+    video: EncodedVideo | ProjectedVideo
     window: int
     query: str
 

@@ -12,12 +12,12 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from ..contracts import VideoFeatures
+from ..contracts import ProjectedVideo, VideoFeatures
 from ..errors import InputError
 from ..media.workers import Piece, Unusable
 
 Source: TypeAlias = str | os.PathLike[str] | IO[bytes] | np.ndarray  # frames: uint8 [N, H, W, 3], RGB
-Askable: TypeAlias = VideoFeatures | Source
+Askable: TypeAlias = VideoFeatures | ProjectedVideo | Source
 OnProgress: TypeAlias = Callable[[int, int], None]  # clips done, all clips as far as is known
 NOTHING_KNOWN = "the file object"  # what messages call a file without a name
 

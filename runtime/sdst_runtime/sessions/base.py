@@ -15,10 +15,12 @@ import numpy as np
 
 from ..errors import ContractError, InputError, SessionError
 
-ModelKind = Literal["vision", "text", "projection", "head"]  # the models of a bundle
+ModelKind = Literal["vision", "text", "projection", "head", "sentence"]  # the models of a bundle
 MODELS: tuple[ModelKind, ...] = get_args(ModelKind)
+GROUNDER_MODELS = MODELS[:4]  # what a Grounder runs; the sentence serves a corpus, and older bundles lack it
 GROUNDING_MODELS: tuple[ModelKind, ...] = ("projection", "head")  # what GroundingModel runs, in this order
 PROJECTED = "projected"  # B T K F, from the projection to the head
+SENTENCE = "sentence"  # B K F, a unit vector a step, which is held against the clips of `projected`
 
 Self = TypeVar("Self")  # typing has it from Python 3.11 on
 
@@ -146,6 +148,7 @@ SIGNATURES: dict[ModelKind, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inpu
     "text": (("token_ids", "token_mask"), ("features",)),
     "projection": (("video", "video_mask"), (PROJECTED,)),
     "head": ((PROJECTED, "text", "text_mask", "video_mask"), ("saliency", "scores", "spans")),
+    "sentence": (("text", "text_mask"), (SENTENCE,)),
 }
 
 

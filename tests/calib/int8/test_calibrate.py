@@ -15,8 +15,9 @@ from sdst_calib.audit.ranges import read_ranges
 from sdst_calib.feeds import QueryFeeds
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import load_split
-from sdst_runtime.grounding.bundle import MODELS, Bundle
+from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.media.clips import read_clips
+from sdst_runtime.sessions.base import GROUNDER_MODELS
 
 QUERIES = 4
 
@@ -58,7 +59,9 @@ def test_ranges_of_all_models_are_written_once(exported, data, tmp_path, capsys)
     command = ("ranges", exported.directory, "--data", data, "--out", tmp_path)
     code, _, said = run(capsys, *command, "--videos", data.parent / "videos")
     assert code == 0
-    assert [line.split(": ")[0] for line in said] == [str(tmp_path / f"{model}.ranges.json") for model in MODELS]
+    assert [line.split(": ")[0] for line in said] == [
+        str(tmp_path / f"{model}.ranges.json") for model in GROUNDER_MODELS
+    ]
     pixels = read_ranges(tmp_path / "vision.ranges.json").tensors["clips"]
     assert pixels.values == QUERIES * 2 * 28 * 28 * 3
     fed = np.concatenate([inputs["clips"] for inputs in feeds_of(exported, data).of("vision")()])
@@ -92,7 +95,7 @@ def test_an_audit_of_a_sound_bundle_names_nothing(exported, exported_fp16, data,
     assert (code, out.strip()) == (0, str(tmp_path / "audit.html"))
     assert said == ["nothing needs to stay float32 beyond what an fp16 bundle keeps"]
     told = json.loads((tmp_path / "audit.json").read_text())
-    assert [model["model"] for model in told["models"]] == list(MODELS)
+    assert [model["model"] for model in told["models"]] == list(GROUNDER_MODELS)
     assert [model["unmatched"] for model in told["models"]] == [[]] * 4
     assert all(sum(tensor["half"] for tensor in model["tensors"]) > 5 for model in told["models"])
     assert [line for line in (tmp_path / "keep-fp32.txt").read_text().splitlines() if not line.startswith("#")] == [""]

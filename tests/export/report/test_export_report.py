@@ -118,6 +118,7 @@ CASTS = {  # of the small fp16 bundle, between floating types
     "text": {"float to float16": 9, "float16 to float": 12},
     "projection": {"float to float16": 2, "float16 to float": 1},
     "head": {"float to float16": 27, "float16 to float": 33},
+    "sentence": {"float to float16": 3, "float16 to float": 3},
 }
 
 

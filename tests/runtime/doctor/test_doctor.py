@@ -32,7 +32,7 @@ from sdst_runtime.doctor.rdsa_oracle import CHECK_HEADS, CHECK_POINTS, check_inp
 from sdst_runtime.errors import ContractError
 from sdst_runtime.files import sha256_file
 from sdst_runtime.media.clips import read_clips
-from sdst_runtime.sessions.base import TensorInfo
+from sdst_runtime.sessions.base import MODELS, TensorInfo
 from sdst_runtime.sessions.plugin_library import HOST_CODE, VARIABLE, RdsaLibrary
 
 
@@ -200,10 +200,9 @@ def test_the_small_model_is_that_of_its_script():
 def test_a_sound_bundle_is_run(exported):
     bundle, checks = check_bundle(exported.directory)
     assert bundle is not None
-    assert [(check.name, check.state) for check in checks] == [
-        (name, "fine") for name in ("bundle", "bundle: vision", "bundle: text", "bundle: projection", "bundle: head")
-    ]
-    assert checks[-1].found == "head.onnx ran on OnnxRuntime, fp32"
+    names = ["bundle", *(f"bundle: {model}" for model in MODELS)]
+    assert [(check.name, check.state) for check in checks] == [(name, "fine") for name in names]
+    assert checks[-1].found == "sentence.onnx ran on OnnxRuntime, fp32"
 
 
 @pytest.fixture

@@ -302,7 +302,7 @@ def test_an_upload_that_is_cut_in_the_middle(server, video):
 def test_a_video_that_is_too_long(server, tmp_path, video):
     from conftest import write_noise
 
-    longer = write_noise(tmp_path / "x.mp4", 400)
+    longer = write_noise(tmp_path / "x.mp4", frames=400)
     answer = server.upload(longer.read_bytes())
 
     assert (answer.status, answer.code) == (422, "video_too_long")

@@ -9,6 +9,7 @@ import pytest
 
 from sdst.cli import main
 from sdst.demo import BACKBONE
+from sdst.demo.search import recall
 from sdst_runtime.files import read_jsonl
 from sdst_runtime.metrics.evaluator import evaluate
 
@@ -29,7 +30,23 @@ def test_summary_holds_the_documented_keys(out):
     for block in (summary, summary["shuffled_queries"], summary["onnx"]):
         assert all(0 <= block[name] <= 100 for name in METRICS)
     assert summary["shuffled_queries"].keys() == summary["onnx"].keys() == METRICS
-    assert list(summary["seconds"]) == ["render", "extract", "train", "evaluate", "export", "compare", "ground"]
+    assert list(summary["seconds"]) == ["render", "extract", "train", "evaluate", "export", "compare", "ground", "find"]
+
+
+def test_the_right_video_is_found_by_alignment(out):
+    """The demo here is too small to train: the numbers are those of any order, and fit together."""
+    found = json.loads((out / "summary.json").read_text())["find_video"]
+    page = (out / "report.html").read_text()
+    assert (found["videos"], 0 < found["queries"] <= 100) == (4, True)
+    for order in ("by_alignment", "by_head_score"):
+        shares = [found[order][f"R@{depth}"] for depth in (1, 5, 10)]
+        assert 0 <= shares[0] <= 100
+        assert shares[1:] == [100, 100]  # of four videos
+    assert f"{found['queries']} queries, {found['videos']} videos" in page
+
+
+def test_ranks_within_depths():
+    assert recall([1, 2, 5, 6, 10, 11, 1, 1]) == {"R@1": 37.5, "R@5": 62.5, "R@10": 87.5}
 
 
 def test_onnx_equals_torch(out):
