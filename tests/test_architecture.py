@@ -51,6 +51,7 @@ IMPORTERS = {
 ENGINES = {"tensorrt", "tensorrt_rtx", "pycuda"}  # of extras, for sdst_runtime/sessions/tensorrt and there when used
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"} | ENGINES
 SHOWS = {"pandas", "matplotlib"}  # of nobody's extra, for sdst_runtime/showing.py alone and there when used
+TRITON = {"tritonclient", "google", "triton_python_backend_utils"}  # for serving/triton; the last is the server's own
 
 
 def sources(room: str) -> list[Path]:
@@ -149,6 +150,7 @@ def test_runtime_uses_only_what_a_plain_installation_brings():
     plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires(DISTRIBUTION) or [] if "extra ==" not in line}
     allowed = plain | set(sys.stdlib_module_names) | {"sdst_runtime"}
     more = {"tensorrt": ENGINES, "showing.py": SHOWS}
+    more["triton"] = TRITON
     found = {
         f"{path.name}, line {line}: {name}"
         for path in sources("sdst_runtime")
