@@ -53,6 +53,7 @@ SERVES = {"fastapi", "starlette", "uvicorn", "prometheus_client"}  # of the extr
 CLUSTER = {"ray", "pyarrow"}  # of the extra corpus, for sdst_runtime/corpus and there when used
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "scipy", "matplotlib", "tensorboard"} | ENGINES | CLUSTER
 SHOWS = {"pandas", "matplotlib"}  # of nobody's extra, for sdst_runtime/showing.py alone and there when used
+TRITON = {"tritonclient", "google", "triton_python_backend_utils"}  # for serving/triton; the last is the server's own
 
 
 def sources(room: str) -> list[Path]:
@@ -150,7 +151,7 @@ def test_relative_imports_are_resolved():
 def test_runtime_uses_only_what_a_plain_installation_brings():
     plain = {re.split(r"[^\w-]", line)[0].lower() for line in requires(DISTRIBUTION) or [] if "extra ==" not in line}
     allowed = plain | set(sys.stdlib_module_names) | {"sdst_runtime"}
-    more = {"tensorrt": ENGINES, "corpus": CLUSTER, "showing.py": SHOWS, "serving": SERVES}
+    more = {"tensorrt": ENGINES, "corpus": CLUSTER, "showing.py": SHOWS, "serving": SERVES, "triton": TRITON}
     found = {
         f"{path.name}, line {line}: {name}"
         for path in sources("sdst_runtime")

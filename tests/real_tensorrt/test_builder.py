@@ -83,7 +83,7 @@ def test_every_model_in_every_precision(exported, exported_fp16, int8_files, tmp
     sidecar = build(graph.path, tmp_path)
     assert (sidecar.inputs, sidecar.outputs) == (graph.inputs, graph.outputs)
     assert sidecar.compute == LATER
-    assert len(sidecar.profiles) == (1 if name in ("vision", "text") else len(USUAL))
+    assert len(sidecar.profiles) == (1 if name in ("vision", "text", "sentence") else len(USUAL))
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
@@ -97,7 +97,7 @@ def test_a_profile_of_one_row(exported, exported_fp16, tmp_path, name):
 
 def test_turing_has_no_float32_products(exported, exported_fp16, tmp_path):
     """The half towers and projection are built for it; the head looks and scores in float32."""
-    for name in ("vision", "text", "projection"):
+    for name in ("vision", "text", "projection"):  # the sentence's cosine is float32 too
         assert build(exported_fp16 / f"{name}.onnx", tmp_path / name, (TURING,)).compute == (TURING,)
     for folder in (exported.directory, exported_fp16):
         assert "FP32 GEMM is not supported" in refused(folder / "head.onnx", tmp_path, compute=(TURING,))
