@@ -101,7 +101,7 @@ def test_a_bundle_by_the_command(exported, tmp_path, capsys, caplog):
     for name in MODELS:
         sidecar = read_sidecar(bundle.path(name))
         assert (sidecar.kind, sidecar.target, sidecar.compute) == (name, "rtx", ("8.6", "8.9"))
-        assert (len(sidecar.profiles), sidecar.layers > (1 if name == "sentence" else 40)) == (1, True)
+        assert (len(sidecar.profiles), sidecar.layers > 30) == (1, True)
     assert not list(out.glob("*.so"))
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
