@@ -15,7 +15,6 @@ TRACEBACK = "SDST_TRACEBACK"  # of the environment: "1" shows where a fault of o
 
 VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "ground": ("sdst.ground:ground", "", "find the moments of a video that sentences describe"),
-    "serve": ("sdst.serve:serve", "serve", "answer sentences about videos over HTTP, with a page"),
     "corpus index": ("sdst.corpus:index", "", "encode a folder of videos into a store that can be asked"),
     "corpus ask": ("sdst.corpus:ask", "", "find the videos of a store that sentences describe, and their moments"),
     "data check": ("sdst.data:check", "", "look for missing or mismatched files of a data set"),
@@ -42,6 +41,7 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "doctor": ("sdst.doctor:doctor", "", "check what this machine has, and say what to do about the rest"),
     "plugins build": ("sdst.plugins:build", "", "compile sdst::RDSA and its TensorRT plugin for this machine"),
     "plugins info": ("sdst.plugins:info", "", "show which compiled sdst::RDSA is found and how it was built"),
+    "serve": ("sdst.serve:serve", "serve", "answer sentences about videos over HTTP, with a page"),
     "demo": ("sdst.demo.run:demo", "demo", "run the whole line on rendered videos and write a report"),
 }
 

@@ -23,7 +23,7 @@ from .refusals import Refusal
 
 LOG = logging.getLogger("sdst.serve")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before another start, when a process died before it was ready
-_STUCK_S = 10.0  # how long work may go on after its time-out before the process is killed
+STUCK_S = 10.0  # how long work may go on after its time-out before the process is killed
 
 
 class ModelProcess:
@@ -117,7 +117,7 @@ class ModelProcess:
 
     async def _give_up(self, number: int, future: asyncio.Future[Any]) -> None:
         self._send(number, Cancel(number))
-        done, _ = await asyncio.wait([future], timeout=_STUCK_S)
+        done, _ = await asyncio.wait([future], timeout=STUCK_S)
         if done:
             future.exception()  # seen
         elif self._process is not None:

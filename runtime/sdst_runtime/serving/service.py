@@ -14,13 +14,14 @@ from .counters import Counters
 from .lanes import Lane
 from .limits import Limits
 from .messages import Ask, Encode, Probe
-from .process import ModelProcess
+from .process import STUCK_S, ModelProcess
 from .refusals import Refusal
 from .uploads import path_under, receive_file
 from .videos import EncodedVideos, KeptVideo
 
 _PROBED_S = 5.0  # how long an inference that went well speaks for the model
 _PROBE_TIMEOUT_S = 5.0
+_LATE_S = STUCK_S + 1.0  # after which nothing more comes of an encoding that was given up
 _SWEEP_S = 5.0  # between two looks at the age of videos
 
 
@@ -59,7 +60,11 @@ class Service:
             return await self._encode(path, stated, *self.videos.place())
 
     async def _encode(self, path: Path, shown: str, name: str, kept: Path) -> KeptVideo:
-        encoded = await self.encoding.do(Encode(path, shown, kept, self.limits.video_s))
+        try:
+            encoded = await self.encoding.do(Encode(path, shown, kept, self.limits.video_s))
+        except Refusal:  # the model may be done with it all the same, a moment too late
+            asyncio.get_running_loop().call_later(_LATE_S, self.videos.drop, kept)
+            raise
         self._answered_s = time.monotonic()
         return self.videos.add(name, kept, encoded)
 

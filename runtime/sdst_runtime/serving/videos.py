@@ -43,7 +43,7 @@ class EncodedVideos:
     def add(self, name: str, file: Path, encoded: Encoded) -> KeptVideo:
         """Keep a video. Raises Refusal when it is larger than the whole budget."""
         if encoded.size_bytes > self._most_bytes:
-            self._remove([KeptVideo(name, file, encoded, 0)])
+            self.drop(file)
             raise Refusal(
                 "video_too_long",
                 f"the encoded video takes {encoded.size_bytes / 2**20:.0f} MiB, expected at most "
@@ -76,6 +76,11 @@ class EncodedVideos:
         if old:
             self._remove(old)
             self._count()
+
+    def drop(self, file: Path) -> None:
+        """Remove what was encoded and is not kept."""
+        file.unlink(missing_ok=True)
+        self._forget((file,))
 
     def _bytes(self) -> int:
         return sum(video.encoded.size_bytes for video in self._videos.values())

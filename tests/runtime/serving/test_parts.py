@@ -17,6 +17,7 @@ from sdst_runtime.serving.guard import Guard, JsonLines
 from sdst_runtime.serving.limits import Limits
 from sdst_runtime.serving.messages import Encoded
 from sdst_runtime.serving.refusals import STATUS, Refusal, responses
+from sdst_runtime.serving.service import Service
 from sdst_runtime.serving.videos import EncodedVideos
 
 
@@ -73,6 +74,27 @@ def test_a_video_larger_than_the_budget_leaves_the_others(kept, tmp_path):
     assert caught.value.code == "video_too_long"
     assert kept.has(small)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_video_that_is_encoded_too_late_is_not_left(tmp_path, monkeypatch):
+    async def late(work: Any) -> None:
+        work.kept.write_bytes(b"x")
+        raise Refusal("timeout", "late")
+
+    async def take() -> list[Path]:
+        service = Service(tmp_path / "bundle", tmp_path, tmp_path, Limits(), None)
+        monkeypatch.setattr(service.encoding, "do", late)
+        with pytest.raises(Refusal):
+            await service.take("a.mp4")
+        before = list(tmp_path.glob("*.safetensors"))
+        await asyncio.sleep(0.1)
+        return before
+
+    monkeypatch.setattr("sdst_runtime.serving.service._LATE_S", 0.01)
+    (tmp_path / "a.mp4").touch()
+
+    assert len(asyncio.run(take())) == 1
+    assert list(tmp_path.glob("*.safetensors")) == []
 
 
 @pytest.mark.parametrize("wrong", [{"queue": 0}, {"age_s": -1.0}, {"memory_mib": 10**10}, {"grace_s": float("nan")}])
