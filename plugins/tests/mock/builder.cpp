@@ -66,6 +66,9 @@ class Config final : public IBuilderConfig, public UnmockedBuilderConfig {
     void setFlag(BuilderFlag flag) noexcept override {
         note(flag == BuilderFlag::kVERSION_COMPATIBLE ? "version compatible" : "another flag");
     }
+    void clearFlag(BuilderFlag flag) noexcept override {
+        note(flag == BuilderFlag::kTF32 ? "no tf32" : "another flag off");
+    }
     void setHardwareCompatibilityLevel(HardwareCompatibilityLevel level) noexcept override {
         note(level == HardwareCompatibilityLevel::kAMPERE_PLUS ? "ampere plus" : "another hardware level");
     }

@@ -97,7 +97,7 @@ def test_a_build_gives_an_engine_that_a_session_runs(tensorrt, tmp_path):
     said = tensorrt.call(in_process_build, str(tmp_path))
     assert max(said["errors"]) < 2e-5
     assert "lies outside every profile" in said["outside"]
-    assert said["notes"] == ["detailed", "level 3"]
+    assert said["notes"] == ["no tf32", "detailed", "level 3"]
     assert said["profiles"] == [[1, 8, F], [2, 8, F], [1, 24, F], [4, 24, F]]
     assert said["limits"] == {"max_clips": 24, "max_batch": 2, "usual_clips": 40, "longest_clips": 60}
     assert said["plugin"]
@@ -105,6 +105,7 @@ def test_a_build_gives_an_engine_that_a_session_runs(tensorrt, tmp_path):
     assert said["timings_after_the_cache_hit"] == "sdst-mock-timings 1"
     assert said["same"]
     expected = [
+        "no tf32",
         "detailed",
         "level 5",
         "pool 0 67108864",
@@ -117,7 +118,7 @@ def test_a_build_gives_an_engine_that_a_session_runs(tensorrt, tmp_path):
         "workspace_mib": 64, "level": 5, "version_compatible": True, "hardware_compatible": True, "embed_plugin": True,
     }  # fmt: skip
     assert said["own_timings"] == ["sdst-mock-timings 1"] * 3
-    assert said["embedded_notes"] == ["detailed", "level 3", "version compatible", f"serializes {tensorrt.plugin}"]
+    assert said["embedded_notes"] == ["no tf32", "detailed", "level 3", "version compatible", f"serializes {tensorrt.plugin}"]
     assert said["embedded_is_version_compatible"]
     assert said["files"] == ["head.plan", "head.plan.json"]
 
