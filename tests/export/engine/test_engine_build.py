@@ -118,7 +118,8 @@ def test_a_build_gives_an_engine_that_a_session_runs(tensorrt, tmp_path):
         "workspace_mib": 64, "level": 5, "version_compatible": True, "hardware_compatible": True, "embed_plugin": True,
     }  # fmt: skip
     assert said["own_timings"] == ["sdst-mock-timings 1"] * 3
-    assert said["embedded_notes"] == ["no tf32", "detailed", "level 3", "version compatible", f"serializes {tensorrt.plugin}"]
+    embedded = ["no tf32", "detailed", "level 3", "version compatible", f"serializes {tensorrt.plugin}"]
+    assert said["embedded_notes"] == embedded
     assert said["embedded_is_version_compatible"]
     assert said["files"] == ["head.plan", "head.plan.json"]
 
