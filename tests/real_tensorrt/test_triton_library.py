@@ -116,7 +116,9 @@ def test_something_else_beside_it(headers: Path, lean: LeanTensorRT, tmp_path):
     assert answer["said"][-1] == words
 
 
-@pytest.mark.parametrize("headers", HEADERS or [pytest.param(None, marks=pytest.mark.skip(MISSING))], ids=header_name)
+@pytest.mark.parametrize(
+    "headers", HEADERS or [pytest.param(None, marks=pytest.mark.skip(MISSING), id="none")], ids=header_name
+)
 def test_without_tensorrt_in_the_process(headers: Path, tmp_path):
     folder = copied(headers, tmp_path, LIBRARY, TRITON_LIBRARY)
     program = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('lives')"

@@ -403,7 +403,9 @@ def test_unknown_verb_and_bad_numbers(capsys, tmp_path):
     assert line == "error: unknown command 'groudn': did you mean  sdst ground? All commands:  sdst --help".replace(
         "  ", " "
     )
-    assert "unknown command 'xyzzy': expected one of ground, data check," in fails(capsys, "xyzzy")
+    assert "unknown command 'xyzzy': expected one of ground, corpus index, corpus ask, data check," in fails(
+        capsys, "xyzzy"
+    )
     line = fails(capsys, "demo", "--out", tmp_path / "out", "--val-videos", 1)
     assert "two held-out videos" in line
     assert not (tmp_path / "out").exists()

@@ -72,7 +72,7 @@ def test_a_bundle_close_to_its_source(exported, world, tmp_path):
     assert 1e-4 < report.measured.error < 0.1
     written = Bundle.open(out)
     assert set(written.manifest.files) == {
-        "vision.onnx", "text.onnx", "projection.onnx", "head.onnx", "tokenizer.json", "int8.json",
+        "vision.onnx", "text.onnx", "projection.onnx", "head.onnx", "sentence.onnx", "tokenizer.json", "int8.json",
     }  # fmt: skip
     assert (out / "vision.onnx").read_bytes() == bundle.path("vision").read_bytes()
     inputs = pad_inputs([world.queries.measured[0].video], [world.queries.measured[0].text])
@@ -287,7 +287,7 @@ def test_the_command(world, tmp_path, capsys):
 def test_refused_before_the_data_is_read(world, tmp_path, capsys):
     """Its config names no data set, which would be the next error."""
     engines = with_models(world.bundle.directory, tmp_path / "engines")
-    for name in ("vision", "text", "projection", "head"):
+    for name in engines.models:
         shutil.move(engines.path(name), engines.directory / f"{name}.plan")
         (engines.directory / f"{name}.plan.json").write_text("{}")
     names = {name: f"{name}.plan" for name in engines.manifest.models}
