@@ -203,9 +203,10 @@ class Attention:
         return self.b.transpose(self.b.reshape(x, 0, 0, self.heads, self.depth), 0, 2, 1, 3)
 
 
-def dtype_of(module: nn.Module) -> int:
-    """Of a module's first weight."""
-    return HALF if next(module.parameters()).element_size() == 2 else FLOAT
+def dtype_of(weights: nn.Module | Weights) -> int:
+    """Of weights, or of a module's first ones."""
+    first = weights if isinstance(weights, Weights) else next(weights.parameters())
+    return HALF if first.element_size() == 2 else FLOAT
 
 
 def minus_infinity(b: GraphBuilder, mask: Tensor, axes: Sequence[int]) -> Tensor:

@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64
 UNKNOWN = TensorProto.UNDEFINED  # of a function's input, which has the type that the node gives it
-_COMPARISONS = ("Equal", "Less")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class GraphBuilder:
         name = f"{kind.lower()}_{number}"
         node_name = "" if self._function else f"{self._place}/{kind}_{number}"
         self.nodes.append(helper.make_node(kind, [x.name for x in inputs], [name], node_name, **attributes))
-        found = Tensor(name, dtype or (BOOL if kind in _COMPARISONS else inputs[0].dtype))
+        found = Tensor(name, dtype or (BOOL if kind == "Equal" else inputs[0].dtype))
         if shape is not None:
             self.shapes[name] = found.dtype, shape
         return found

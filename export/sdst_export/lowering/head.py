@@ -12,13 +12,14 @@ import math
 import numpy as np
 from torch import nn
 
+from sdst_train.config import ModelConfig
 from sdst_train.model.layers import MultiHeadAttention
 from sdst_train.model.rdsa import DeformableCrossAttention, LoweredRDSA
 from sdst_train.model.sdst import SDST
 
 from ..rdsa_op import rdsa_node
 from .blocks import Attention, Blocks, dtype_of, minus_infinity, numpy
-from .builder import BOOL, FLOAT, HALF, INT32, INT64, GraphBuilder, Tensor
+from .builder import BOOL, FLOAT, INT32, INT64, GraphBuilder, Tensor
 from .sampling import Sizes, blend_rows, clips_of, deform, in_clips, twice
 
 
@@ -26,7 +27,7 @@ def project(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> Tensor
     """The node `projected` B T K F of video B T layers V and video_mask B T."""
     config = model.config
     video, mask = Tensor("video", FLOAT), Tensor("video_mask", BOOL)
-    wanted = [layers - 1] if config.feature_mode == "last_repeat" else list(range(layers - config.layers, layers))
+    wanted = _read_layers(config, layers)
     if len(wanted) < layers:
         video = b.pick(video, wanted, 2)
     video = b.op("Where", b.unsqueeze(mask, 2, 3), video, b.constant(0.0), dtype=FLOAT)
@@ -35,9 +36,7 @@ def project(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> Tensor
     extent = b.op("Div", b.add(start, b.constant([0.0, 1.0])), b.unsqueeze(length, 2))  # B T 2
     extents = b.concat(*[b.unsqueeze(extent, 2)] * len(wanted), axis=2)
     projected = blocks.sequence(model.project_video, b.concat(video, extents, axis=3))
-    if config.feature_mode == "last_repeat":
-        return b.concat(*[projected] * config.layers, axis=2)
-    return b.pick(projected, list(reversed(range(config.layers))), 2) if config.layer_order == "reversed" else projected
+    return _in_order(b, projected, config, 2)
 
 
 def ground(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,10 +54,7 @@ def pool_sentence(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> 
     with b.at(blocks.path(model.text_pool)):
         weights = b.op("Softmax", b.add(logit, minus_infinity(b, mask, (1, 3))), axis=2)
         pooled = b.op("MatMul", b.transpose(text, 0, 1, 3, 2), b.cast(weights, text.dtype))  # B K F 1
-    sentence = b.op("Squeeze", _normalised(b, pooled, 2), b.constant([3], INT64))
-    if config.feature_mode == "last_repeat":
-        return b.concat(*[sentence] * config.layers, axis=1)
-    return b.pick(sentence, list(reversed(range(config.layers))), 1) if config.layer_order == "reversed" else sentence
+    return _in_order(b, b.op("Squeeze", _normalised(b, pooled, 2), b.constant([3], INT64)), config, 1)
 
 
 def projected_type(model: SDST) -> int:
@@ -190,6 +186,7 @@ class _Sparse:
         self.place = numpy(self.module.position)
         self.cross = Attention(self.blocks, self.module.cross)
         self.own = Attention(self.blocks, self.module.self_attention)
+        self.own_place = self.own.constant_place_all(self.place)
         self.keys, self.values = self.cross.keys_and_values(head.text)
 
     def step(self, step: int, hidden: Tensor | None, logit: Tensor | None, dense: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,8 +206,7 @@ class _Sparse:
             key, value = b.pick(self.keys, layer, 0), b.pick(self.values, layer, 0)
         crossed = self.cross.attend(queries, key, value, head.text_unmasked)
         hidden = blocks.residual(module.after_cross, hidden, crossed)
-        place = self.own.constant_place_all(self.place)
-        hidden = blocks.residual(module.after_self, hidden, self.own.attend_self(hidden, place, None))
+        hidden = blocks.residual(module.after_self, hidden, self.own.attend_self(hidden, self.own_place, None))
         hidden = blocks.residual(module.after_sample, hidden, self._look(step, hidden, reference, dense))
         hidden = blocks.residual(module.after_ffn, hidden, blocks.sequence(module.ffn, hidden))
         moved = b.float(blocks.sequence(module.span, hidden))
@@ -221,7 +217,9 @@ class _Sparse:
         """Moment embeddings, and the queries that they ask the text with."""
         if self.module.query is not None:
             query = numpy(self.module.query)
-            return self.b.constant(query[None], self._type()), self.cross.constant_queries(query + self.place)
+            return self.b.constant(query[None], dtype_of(self.module.query)), self.cross.constant_queries(
+                query + self.place
+            )
         with self.b.at("sparse"):
             n, last = self.head.clips
             centre, _ = in_clips(self.b, self._first_reference(), n)
@@ -231,7 +229,7 @@ class _Sparse:
         return hidden, self._queries(hidden)
 
     def _queries(self, hidden: Tensor) -> Tensor:
-        return self.cross.queries(hidden, self.cross.constant_place(self.place))
+        return self.cross.queries(hidden, self.cross.constant_place(self.place))  # which a model of one step has not
 
     def _first_reference(self) -> Tensor:
         """B M 2: the parameter plus zeros, as sdst::RDSA does not broadcast."""
@@ -239,9 +237,6 @@ class _Sparse:
             n = self.b.reshape(self.head.clips[0], 0, 1, 1, shape=("B", 1, 1))
             reference = self.b.constant(1 / (1 + np.exp(-numpy(self.module.reference_logit)))[None])
             return self.b.add(self.b.op("Sub", n, n), reference)
-
-    def _type(self) -> int:
-        return FLOAT if self.module.query is None or self.module.query.element_size() > 2 else HALF
 
     # ------------------------------------------------------------ looking at the clips
 
@@ -262,10 +257,7 @@ class _Sparse:
 
     def _placed(self, hidden: Tensor) -> Tensor:
         with self.b.at("sparse"):
-            return self.b.add(hidden, self.b.constant(self.place[None], self._place_type()))
-
-    def _place_type(self) -> int:
-        return HALF if self.module.position.element_size() == 2 else FLOAT
+            return self.b.add(hidden, self.b.constant(self.place[None], dtype_of(self.module.position)))
 
     def _rdsa(self, step: int, sample: LoweredRDSA, reference: Tensor, dense: Tensor) -> Tensor:
         value = self.blocks.linear(sample.value, dense)
@@ -306,10 +298,21 @@ class _Sparse:
         return blocks.linear(sample.out, found)
 
 
+def _read_layers(config: ModelConfig, layers: int) -> list[int]:
+    """Which of the stored layers a model reads: the last one, or one a step, shallow to deep."""
+    return [layers - 1] if config.feature_mode == "last_repeat" else list(range(layers - config.layers, layers))
+
+
+def _in_order(b: GraphBuilder, x: Tensor, config: ModelConfig, axis: int) -> Tensor:
+    """`SDST._in_order`: one entry of the axis a step, of what `_read_layers` names."""
+    if config.feature_mode == "last_repeat":
+        return b.concat(*[x] * config.layers, axis=axis)
+    return b.pick(x, list(reversed(range(config.layers))), axis) if config.layer_order == "reversed" else x
+
+
 def _project_text(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int, mask: Tensor) -> Tensor:
     """B K L F of text B layers L X, shallow to deep; one layer when all steps read the last."""
-    config, text = model.config, Tensor("text", FLOAT)
-    wanted = [layers - 1] if config.feature_mode == "last_repeat" else list(range(layers - config.layers, layers))
+    text, wanted = Tensor("text", FLOAT), _read_layers(model.config, layers)
     if len(wanted) < layers:
         text = b.pick(text, wanted, 1)
     text = b.op("Where", b.unsqueeze(mask, 1, 3), text, b.constant(0.0), dtype=FLOAT)

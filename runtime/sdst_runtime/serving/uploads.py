@@ -8,6 +8,7 @@ from pathlib import Path
 from starlette.requests import ClientDisconnect, Request
 
 from .refusals import Refusal
+from .roots import path_inside
 
 BODY_BYTES = 1 << 20  # of a request with JSON
 _BODY_S = 10.0  # in which it must have arrived
@@ -78,14 +79,9 @@ def path_under(root: Path | None, stated: str) -> Path:
     """The file that a client means, links followed. Raises Refusal unless it is a plain file inside the root."""
     if root is None:
         raise Refusal("path_refused", "this server takes no paths: upload the video, or start it with --root DIR")
-    refused = Refusal("path_refused", f"{stated[:200]!r} is not a path inside the server's root; give one that is")
-    try:
-        path = (root / stated).resolve()
-        inside, is_file = path.is_relative_to(root.resolve()), path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
-        raise refused from error
-    if not inside:
-        raise refused
-    if not is_file:
+    path = path_inside(root, stated)
+    if path is None:
+        raise Refusal("path_refused", f"{stated[:200]!r} is not a path inside the server's root; give one that is")
+    if not path.is_file():
         raise Refusal("not_found", f"no file {stated[:200]!r} under the server's root; check the path")
     return path

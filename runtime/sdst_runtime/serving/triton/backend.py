@@ -20,9 +20,10 @@ from ...contracts import EncodedVideo, Grounding, VideoFeatures
 from ...errors import InputError, SdstError, SessionError
 from ...grounding.bundle import MANIFEST, Bundle, Manifest
 from ...grounding.grounder import Grounder
-from ...sessions.base import Session, TensorInfo
+from ...sessions.base import ClosedAtEnd, Session, TensorInfo
 from ...sessions.open import open_session
 from ...strict_json import dump_json, read_strict
+from ..roots import path_inside
 from .repository import SIGNATURES
 
 
@@ -65,7 +66,7 @@ class OneModel:
         return utils.InferenceResponse([utils.Tensor(name, outputs[name]) for name in wanted])
 
 
-class TritonSession:
+class TritonSession(ClosedAtEnd):
     """A session that is one of Triton's models."""
 
     def __init__(self, name: str, signature: Mapping[str, Any]) -> None:
@@ -95,12 +96,6 @@ class TritonSession:
 
     def close(self) -> None:
         """The model is Triton's."""
-
-    def __enter__(self) -> TritonSession:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None:
-        self.close()
 
 
 class TritonBundle(Bundle):
@@ -160,8 +155,8 @@ class GroundModel:
         asked = _text(_array(request, "path", (1, 1))[0, 0])
         if not self._root:
             raise InputError("path: expected bytes or features, this repository was written without --root")
-        path = (Path(self._root) / asked).resolve()
-        if not path.is_relative_to(self._root):
+        path = path_inside(Path(self._root), asked)
+        if path is None:
             raise InputError(f"path: expected one below the server's root, got {asked!r:.200}")
         return self._grounder.encode(path)
 
