@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import wait_until
+from processes import alive, wait_until
 
 QUERY = "a red circle moves"
 OCTETS = "application/octet-stream"
@@ -59,7 +59,8 @@ class Served:
 
     @property
     def model_pid(self) -> int:
-        """The model's process that became ready last."""
+        """The model's process, once it is ready."""
+        wait_until(lambda: alive(self.events("model_ready")[-1]["pid"]))  # a line of the log may come after an answer
         return self.events("model_ready")[-1]["pid"]
 
     def connect(self) -> http.client.HTTPConnection:
@@ -121,10 +122,8 @@ def serving(
     finally:
         if process.poll() is None:
             for event in server.events("model_ready"):
-                try:  # a test may have stopped it
+                with suppress(ProcessLookupError):  # a test may have stopped it
                     os.kill(event["pid"], signal.SIGCONT)
-                except ProcessLookupError:
-                    continue
             process.kill()
         process.wait()
         reader.join(10)
@@ -138,12 +137,13 @@ def _read(server: Served) -> None:
 
 @contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """A process that does nothing within the block."""
+    """A process that does nothing within the block, which may end it."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def together(work: Callable[[int], Answer], count: int) -> tuple[list[threading.Thread], dict[int, Answer]]:
