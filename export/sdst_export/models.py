@@ -12,7 +12,6 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from onnxscript import ir
 
 from sdst_runtime.contracts import FP16, FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
@@ -23,12 +22,15 @@ from sdst_train.loop.checkpoint import Checkpoint
 from sdst_train.model.sdst import SDST
 
 from .errors import ExportError
-from .graph import Type, export_module, write_graph
+from .graph import Type, write_graph
 from .half import Precision, Tower, half_head, half_products, kept_modules
 from .lowering.blocks import Blocks
-from .lowering.builder import BOOL, FLOAT, GraphBuilder
+from .lowering.builder import BOOL, FLOAT, INT64, UINT8, GraphBuilder
 from .lowering.head import ground, pool_sentence, project, projected_type
+from .lowering.towers import read, see
 from .rdsa_op import Node, rdsa_nodes
+
+FEATURES = "features"  # output of both towers
 
 
 def export_vision(backbone: Backbone, precision: Precision = FP32, keep: Sequence[str] = ()) -> ir.Model:
@@ -37,9 +39,11 @@ def export_vision(backbone: Backbone, precision: Precision = FP32, keep: Sequenc
     `keep` names modules that stay float32 in fp16. Raises ExportError as `half_products` does.
     """
     spec = backbone.spec
-    clips = torch.zeros(2, spec.frames_per_clip, spec.image_size, spec.image_size, 3, dtype=torch.uint8)
-    tower, metadata = _typed(backbone.vision, precision, keep), _metadata(spec, "vision", precision)
-    return export_module(tower, {"clips": clips}, ["features"], {"clips": {0: "N"}}, metadata)
+    b = GraphBuilder()
+    b.name(see(b, _typed(backbone.vision, precision, keep)), FEATURES)
+    inputs = {"clips": (UINT8, ["N", spec.frames_per_clip, spec.image_size, spec.image_size, 3])}
+    outputs = {FEATURES: (FLOAT, ["N", spec.layers, spec.video_width])}
+    return write_graph(b, inputs, outputs, _metadata(spec, "vision", precision))
 
 
 def export_text(backbone: Backbone, precision: Precision = FP32, keep: Sequence[str] = ()) -> ir.Model:
@@ -47,10 +51,11 @@ def export_text(backbone: Backbone, precision: Precision = FP32, keep: Sequence[
 
     Raises ExportError as `half_products` does.
     """
-    inputs = {"token_ids": torch.ones(2, 9, dtype=torch.int64), "token_mask": torch.ones(2, 9, dtype=torch.bool)}
-    dynamic = {name: {0: "B", 1: "L"} for name in inputs}
-    tower, metadata = _typed(backbone.text, precision, keep), _metadata(backbone.spec, "text", precision)
-    return export_module(tower, inputs, ["features"], dynamic, metadata)
+    b, spec = GraphBuilder(), backbone.spec
+    b.name(read(b, _typed(backbone.text, precision, keep)), FEATURES)
+    inputs = {"token_ids": (INT64, ["B", "L"]), "token_mask": (BOOL, ["B", "L"])}
+    outputs = {FEATURES: (FLOAT, ["B", spec.layers, "L", spec.text_width])}
+    return write_graph(b, inputs, outputs, _metadata(spec, "text", precision))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ KEPT = {
 PRODUCTS = {  # places whose products compute in float32 for it: (all of) an attention with one of its parts
     "vision": {"encoder.blocks.1.mlp.fc2", "encoder.blocks.0.attn.qkv", "encoder.blocks.0.attn.proj",
                "encoder.blocks.0.attn"},
-    "text": {f"{LAYER}.attention.self.{part}" for part in ("query", "key", "value")} | {f"{LAYER}.attention.self"},
+    "text": {f"{LAYER}.attention.self"},
     "projection": {"project_video.6"},
     "head": {"dense.ffn.0", "sparse.sample.value", "sparse.sample.out", "sparse.cross", "sparse.cross.query",
              "sparse.cross.out"},
@@ -62,7 +62,7 @@ ADDED_CASTS = {  # of KEPT, by types: a cast before each kept module and behind 
     },
     "text": {
         "float16 to float": {f"{_BERT}.self": -1},
-        "float to float16": {f"{_BERT}.self": -1, f"{_BERT}.self.query": -1, f"{_BERT}.output.dense": 1},
+        "float to float16": {f"{_BERT}.self": -2, f"{_BERT}.output.dense": 1},
     },
     "projection": {"float16 to float": {"project_video.6": 1}},
     "head": {

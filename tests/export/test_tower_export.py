@@ -29,7 +29,7 @@ from sdst_runtime.sessions.base import GROUNDER_MODELS
 from sdst_runtime.sessions.open import open_session
 from sdst_train.backbone.text import BERT_LARGE_STAGE2, TextEncoder
 from sdst_train.backbone.towers import Backbone, load_backbone
-from sdst_train.backbone.vision import INTERNVIDEO2_1B, VisionEncoder
+from sdst_train.backbone.vision import INTERNVIDEO2_1B, POOLS, VisionEncoder
 
 CASES = [("wide", "fp32"), ("wide", "fp16"), ("tiny", "fp16")]  # test_export.py holds small ones in float32
 PRODUCTS = {"MatMul", "Gemm", "Conv"}
@@ -118,6 +118,15 @@ def test_text_equals_float32_torch(request, graphs, tmp_path, size, precision):
     want = backbone.text(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
     check_layers(np.swapaxes(got, 1, 2)[mask], np.swapaxes(want, 1, 2)[mask], precision)  # valid tokens, K, X
     assert session.metadata["sdst.precision"] == precision
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_pool(tmp_path, pool):
+    backbone = load_backbone(Path(sdst.demo.__file__).parent / "assets" / "tiny_backbone.safetensors", pool)
+    clips = clips_of(backbone, 2)
+    save_model(export_vision(backbone), tmp_path / "vision.onnx")
+    got = open_session(tmp_path / "vision.onnx", threads=1).run({"clips": clips})["features"]
+    assert np.abs(got - backbone.vision(torch.from_numpy(clips)).numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])

@@ -158,9 +158,7 @@ class Attention:
         with self.b.at(self.blocks.path(self.module)):
             packed = self.blocks.product(x, self._packed()[0], self.module.query)
             packed = self.b.add(self.b.reshape(packed, 0, 0, 3, self.heads, self.depth), place)
-            packed = self.b.transpose(packed, 2, 0, 3, 1, 4)
-            query, key, value = (self.b.pick(packed, number, 0) for number in range(3))
-            key = self.b.transpose(key, 0, 1, 3, 2)
+            query, key, value = split_packed(self.b, packed)
         return self.attend(query, key, value, mask)
 
     # ------------------------------------------------------------ any
@@ -172,17 +170,9 @@ class Attention:
         return self.attend(rows, self.b.transpose(keys, 0, 1, 3, 2), values, mask)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """B N F of queries B H N D, keys B H D S and values B H S D; mask B 1 1 S float32, added to the scores.
-
-        The softmax is in float32, as torch's kernels keep its sums for half queries too.
-        """
+        """B N F of queries, keys, values and mask of `attend`."""
         with self.b.at(self.blocks.path(self.module)):
-            scores = self.b.float(self.b.op("MatMul", query, key))
-            if mask is not None:
-                scores = self.b.add(scores, mask)
-            weights = self.b.cast(self.b.op("Softmax", scores, axis=-1), value.dtype)
-            rows = self.b.transpose(self.b.op("MatMul", weights, value), 0, 2, 1, 3)
-            rows = self.b.reshape(rows, 0, 0, self.width)
+            rows = attend(self.b, query, key, value, mask, self.width)
         return self._biased(self.module.out, rows, numpy(self.module.out.weight).T, self._out_bias)
 
     def _packed(self) -> tuple[np.ndarray, np.ndarray]:
@@ -201,6 +191,25 @@ class Attention:
 
     def _split(self, x: Tensor) -> Tensor:
         return self.b.transpose(self.b.reshape(x, 0, 0, self.heads, self.depth), 0, 2, 1, 3)
+
+
+def attend(b: GraphBuilder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, width: int) -> Tensor:
+    """softmax(query key + mask) value, B N F of queries B H N D, keys B H D S, values B H S D; mask B 1 1 S float32.
+
+    The softmax is in float32, as torch's kernels keep its sums for half queries too.
+    """
+    scores = b.float(b.op("MatMul", query, key))
+    if mask is not None:
+        scores = b.add(scores, mask)
+    weights = b.cast(b.op("Softmax", scores, axis=-1), value.dtype)
+    return b.reshape(b.transpose(b.op("MatMul", weights, value), 0, 2, 1, 3), 0, 0, width)
+
+
+def split_packed(b: GraphBuilder, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries B H N D, keys B H D N and values B H N D of B N 3 H D."""
+    packed = b.transpose(packed, 2, 0, 3, 1, 4)
+    query, key, value = (b.pick(packed, number, 0) for number in range(3))
+    return query, b.transpose(key, 0, 1, 3, 2), value
 
 
 def dtype_of(weights: nn.Module | Weights) -> int:

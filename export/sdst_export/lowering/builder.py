@@ -6,17 +6,19 @@ that is used twice is one: an initialiser of a graph, a Constant node of a funct
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import ir
 
 FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
-INT32, INT64 = TensorProto.INT32, TensorProto.INT64
+INT32, INT64, UINT8 = TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8
 UNKNOWN = TensorProto.UNDEFINED  # of a function's input, which has the type that the node gives it
 
 
@@ -35,6 +37,7 @@ class GraphBuilder:
         """`function`: constants become nodes."""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.weights: list[ir.LazyTensor] = []  # initialisers that are made when the file is written
         self.shapes: dict[str, tuple[int, Sequence[int | str]]] = {}  # types and shapes that inference would not find
         self._function, self._place = function, ""
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
@@ -78,6 +81,19 @@ class GraphBuilder:
             self._constants[key] = self._new_constant(numpy_helper.from_array(array), dtype)
         return self._constants[key]
 
+    def weight(
+        self, name: str, *values: torch.Tensor, change: Callable[..., torch.Tensor] = lambda w: w
+    ) -> Tensor:  # fmt: skip
+        """`change(*values)`, which is computed when the file is written: a large model is not held twice."""
+        form = change(*(w.detach().to("meta") for w in values))
+        dtype = ir.DataType.FLOAT16 if form.dtype == torch.float16 else ir.DataType.FLOAT
+
+        def make() -> ir.TensorProtocol:
+            return ir.tensor(change(*(w.detach() for w in values)).cpu().contiguous().numpy(), dtype, name)
+
+        self.weights.append(ir.LazyTensor(make, dtype, ir.Shape(form.shape), cache=False, name=name))
+        return Tensor(name, int(dtype))
+
     def cast(self, x: Tensor, dtype: int) -> Tensor:
         """`x` in another type; itself when it has it."""
         return x if x.dtype == dtype else self.op("Cast", x, dtype=dtype, to=dtype)
@@ -107,6 +123,13 @@ class GraphBuilder:
     def pick(self, x: Tensor, index: int | Sequence[int], axis: int) -> Tensor:
         """Entries of one axis: a list of them keeps the axis, a number drops it."""
         return self.op("Gather", x, self.constant(index, INT32), axis=axis)  # int32: TensorRT's own
+
+    def split(self, x: Tensor, count: int) -> list[Tensor]:
+        """Equal parts of the last axis."""
+        first = self.op("Split", x, axis=-1, num_outputs=count)
+        names = [first.name, *(f"{first.name}_{part}" for part in range(1, count))]
+        self.nodes[-1].output[:] = names
+        return [Tensor(name, x.dtype) for name in names]
 
     def clip(self, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
         """Between two tensors, which broadcast."""

@@ -57,13 +57,12 @@ def write_report(report: ExportReport, directory: Path) -> None:
 
 def report_table(report: ExportReport) -> Group:
     """Two short tables, of models and of stages, for a console."""
-    models = Table("model", "nodes", "traced", "casts", "RDSA", "half weights", "half activations")
+    models = Table("model", "nodes", "casts", "RDSA", "half weights", "half activations")
     stages = Table("model", "stage", "nodes", "MFLOP", "tensors, MB", "weights, MB")
     for name, model in report.models.items():
         models.add_row(
             name,
             str(model.nodes),
-            str(model.traced_nodes),
             str(model.operators.get("Cast", 0)),
             str(model.operators.get("RDSA", 0)),
             f"{model.half_weights:.0%}",

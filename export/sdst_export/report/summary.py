@@ -17,7 +17,6 @@ from onnxscript import ir
 from sdst_runtime.contracts import KIND_KEY
 
 from ..errors import ExportError
-from ..graph import TRACED_NODES
 from ..rdsa_op import NAME
 
 
@@ -36,7 +35,6 @@ class ModelSummary:
     """One graph."""
 
     nodes: int
-    traced_nodes: int  # before cleaning
     operators: dict[str, int]
     functions: list[str]
     casts: dict[str, dict[str, int]]  # "float to float16" -> module, "" outside all -> Cast nodes
@@ -58,7 +56,6 @@ def summarise(model: ir.Model, sizes: Mapping[str, int]) -> ModelSummary:
     tensors = Counter(_type(value) for node in nodes for value in node.outputs)
     return ModelSummary(
         nodes=len(nodes),
-        traced_nodes=model.meta.get(TRACED_NODES, len(nodes)),
         operators=dict(Counter(node.op_type for node in nodes).most_common()),
         functions=[f"{domain}::{name}" for domain, name, _ in model.functions],
         casts=_casts(nodes),
