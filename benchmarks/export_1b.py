@@ -129,7 +129,7 @@ def expected_operators(depth: int) -> dict[str, int]:
         "Conv": 1,
         "MatMul": 6 * depth + 6,  # qkv, q k^T, weights v, proj, fc1, fc2; the pool's q, k, v, q k^T, weights v, proj
         "Softmax": depth + 1,
-        "Reciprocal": 4 * depth,  # one in each RMSNorm: norm1, q, k, norm2
+        "Sqrt": 4 * depth,  # one in each RMSNorm: norm1, q, k, norm2
         "ReduceMean": 4 * depth + 1,  # and the pool's query
         "LayerNormalization": 3,
         "Gelu": depth,
@@ -155,7 +155,7 @@ def check_types(model: ir.Model, products: ir.DataType) -> None:
         first = node.inputs[0].dtype if node.inputs and node.inputs[0] else None
         if node.op_type in ("MatMul", "Conv"):
             assert first == products, f"{node.name}: {first}"
-        if node.op_type in ("Softmax", "ReduceMean", "LayerNormalization", "Reciprocal"):
+        if node.op_type in ("Softmax", "ReduceMean", "LayerNormalization", "Sqrt"):
             assert first == ir.DataType.FLOAT, f"{node.name}: {first}"
     assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
 
