@@ -7,7 +7,8 @@
 #                  In parts: make gpu-check PYTHON=python3 ARGS="--parts build,tests --out DIR"
 # make device-check   on a machine with TensorRT: engines of a bundle built, held against ONNX Runtime and timed, with one
 #                  JSON file to send back: make device-check PYTHON=python3 ARGS="BUNDLE --out DIR"
-# The first four make .venv first when it is missing or older than pyproject.toml or constraints.txt.
+# make wheel      this project's wheel in dist/, which the images of containers/ take (docs/containers.md)
+# The first four, and wheel, make .venv first when it is missing or older than pyproject.toml or constraints.txt.
 # Another interpreter: make test PYTHON=python3.12. The CI Python is 3.11.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ BIN := .venv/bin
 # pyproject.toml named must not stay.
 STAMP := .venv/installed
 
-.PHONY: demo test test-matrix test-tensorrt lint gpu-check device-check clean
+.PHONY: demo test test-matrix test-tensorrt lint gpu-check device-check wheel clean
 
 demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
@@ -36,12 +37,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	find plugins -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/pyright
+	$(BIN)/hadolint containers/Dockerfile.*
 
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 device-check:
 	$(PYTHON) benchmarks/device_check.py $(ARGS)
+
+wheel: $(STAMP)
+	rm -rf build/lib build/bdist.* dist/sdst_vtg-*.whl
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 # setuptools comes first and at its pinned version: the build runs in .venv itself (an isolated one would ignore the pins),
 # and so does the test that builds the wheel.

@@ -22,12 +22,10 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -36,6 +34,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "runtime"), str(ROOT / "benchmarks")]
 
+from commands import run_command, say  # noqa: E402
 from device_parity import summary  # noqa: E402
 
 from sdst_runtime.bench.measure import NOT_MEASURED  # noqa: E402
@@ -247,7 +246,7 @@ def run_step(step: Step, check: Check, before: Mapping[str, Result]) -> Result:
     commands, outputs, message = step.commands(check), [], ""
     start = time.monotonic()
     for command in commands:
-        code, output, errors = run_command(command, start + step.most_s - time.monotonic())
+        code, output, errors = run_command(command, start + step.most_s - time.monotonic(), environment(), apart=True)
         outputs.append(output)
         message = "" if code == 0 else why(code, errors, step.most_s)
         if message:
@@ -271,33 +270,10 @@ def why(code: int | None, errors: str, most_s: float) -> str:
     return told.removeprefix("error: ") if code > 0 else f"ended by signal {-code}; its last line: {told}"
 
 
-def run_command(command: Sequence[str], seconds: float) -> tuple[int | None, str, str]:
-    """Exit code (None when it ran longer than `seconds`), stdout and stderr. Its children end with it."""
+def environment() -> dict[str, str]:
+    """Of every command: this checkout's rooms come first."""
     folders = (ROOT, *(ROOT / room for room in ("calib", "export", "runtime")), os.environ.get("PYTHONPATH", ""))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, map(str, folders)))}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, text=True, errors="replace",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        try:
-            output, errors = process.communicate(timeout=max(seconds, 0.1))
-            return process.returncode, output, errors
-        except subprocess.TimeoutExpired:
-            kill_all(process)
-            return (None, *process.communicate())
-        except BaseException:
-            kill_all(process)
-            raise
-
-
-def kill_all(process: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, map(str, folders)))}
 
 
 if __name__ == "__main__":

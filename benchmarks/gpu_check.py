@@ -19,19 +19,19 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.dont_write_bytecode = True  # a machine that can run nothing is left as it was
-sys.path.insert(0, str(ROOT / "runtime"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "benchmarks")]
+
+from commands import run_command, say  # noqa: E402
 
 from sdst_runtime.errors import InputError, SdstError  # noqa: E402
 from sdst_runtime.files import make_directory, write_json, write_text  # noqa: E402
@@ -264,7 +264,7 @@ def run_commands(part: Part, commands: Sequence[Sequence[str]]) -> str:
     try:
         for command in commands:
             output += f"$ {shlex.join(command)}\n"
-            code, text = run_command(command, stop - time.monotonic())
+            code, text, _ = run_command(command, stop - time.monotonic(), environment())
             output += text
             if code is None:
                 raise PartFailed(f"{Path(command[0]).name} was stopped: the part's time was over; see {part.log()}")
@@ -277,40 +277,13 @@ def run_commands(part: Part, commands: Sequence[Sequence[str]]) -> str:
     return output
 
 
-def run_command(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """Exit code (None when it ran longer than `seconds` and was killed with its children) and output."""
-    environment = os.environ | {
+def environment() -> dict[str, str]:
+    """Of every command: this checkout, and the library that was built."""
+    return os.environ | {
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "runtime"), os.environ.get("PYTHONPATH", ""))),
         "PYTHONDONTWRITEBYTECODE": "1",
         "SDST_PLUGINS": str(LIBRARY),
     }
-    try:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, start_new_session=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    except OSError as error:  # not executable, not there
-        return 127, f"{error}\n"
-    try:
-        text, _ = process.communicate(timeout=max(seconds, 0.1))
-        return process.returncode, text
-    except subprocess.TimeoutExpired:
-        return None, kill_all(process)
-    except KeyboardInterrupt:
-        kill_all(process)
-        raise
-
-
-def kill_all(process: subprocess.Popen[str]) -> str:
-    """End a process with its children, and return what it printed."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[0]
-
-
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

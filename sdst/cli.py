@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     70 for a fault of this project, 130 when interrupted.
     """
+    if os.getpid() == 1:  # in a container: Linux gives the first process no signal that it does not handle
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if sys.stdout is None:  # closed by the caller: what a verb says would be lost
         return fail("standard output is closed: send it to a file or to /dev/null")

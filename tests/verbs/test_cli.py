@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -470,3 +472,19 @@ def test_the_older_name_of_out_is_understood(capsys, tmp_path):
     for name in ("--out", "--output"):
         assert run(capsys, "score", *files, name, tmp_path / f"{name}.json")[0] == 0
     assert (tmp_path / "--out.json").read_text() == (tmp_path / "--output.json").read_text()
+
+
+def test_the_first_process_of_a_container_ends_at_sigterm(capsys, monkeypatch):
+    """Linux gives process 1 no signal that it has no handler for."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "getpid", lambda: 1)
+            assert run(capsys, "--version")[0] == 0
+        handler = signal.getsignal(signal.SIGTERM)
+        assert callable(handler)
+        with pytest.raises(SystemExit) as stop:
+            handler(signal.SIGTERM, None)
+        assert stop.value.code == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from sdst_train.config import ModelConfig
+from sdst_train.model.heads import TextPool
 from sdst_train.model.layers import MultiHeadAttention
 from sdst_train.model.rdsa import DeformableCrossAttention, LoweredRDSA
 from sdst_train.model.sdst import SDST
@@ -50,11 +51,18 @@ def pool_sentence(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> 
     """B K F float32 of text B layers L X and text_mask B L: the projected text of each step, pooled, at length one."""
     config, mask = model.config, Tensor("text_mask", BOOL)
     text = _project_text(b, blocks, model, layers, mask)
-    logit = b.float(blocks.linear(model.text_pool.weight, text))  # B K L 1
     with b.at(blocks.path(model.text_pool)):
-        weights = b.op("Softmax", b.add(logit, minus_infinity(b, mask, (1, 3))), axis=2)
-        pooled = b.op("MatMul", b.transpose(text, 0, 1, 3, 2), b.cast(weights, text.dtype))  # B K F 1
+        unmasked = minus_infinity(b, mask, (1, 3))  # B 1 L 1
+    pooled = _pooled(b, blocks, model.text_pool, text, unmasked, 2)  # B K F 1
     return _in_order(b, b.op("Squeeze", _normalised(b, pooled, 2), b.constant([3], INT64)), config, 1)
+
+
+def _pooled(b: GraphBuilder, blocks: Blocks, pool: TextPool, text: Tensor, unmasked: Tensor, axis: int) -> Tensor:
+    """The tokens of `axis`, weighed and added: .. L F -> .. F 1; `unmasked` .. L 1 is added to their logits."""
+    logit = b.float(blocks.linear(pool.weight, text))
+    with b.at(blocks.path(pool)):
+        weights = b.cast(b.op("Softmax", b.add(logit, unmasked), axis=axis), text.dtype)
+        return b.op("MatMul", b.transpose(text, *range(axis), axis + 1, axis), weights)
 
 
 def projected_type(model: SDST) -> int:
@@ -134,11 +142,9 @@ class _Head:
     def _saliency(self, dense: Tensor) -> Tensor:
         b, pool = self.b, self.model.text_pool
         text = b.pick(self.text, self.text_layer(self.config.layers - 1), 1)
-        logit = b.float(self.blocks.linear(pool.weight, text))  # B L 1
         with b.at(self.blocks.path(pool)):
-            logit = b.add(logit, b.reshape(self.text_unmasked, 0, -1, 1, shape=("B", "L", 1)))
-            weights = b.cast(b.op("Softmax", logit, axis=1), text.dtype)
-            pooled = b.op("MatMul", b.transpose(text, 0, 2, 1), weights)  # B F 1
+            unmasked = b.reshape(self.text_unmasked, 0, -1, 1, shape=("B", "L", 1))
+        pooled = _pooled(b, self.blocks, pool, text, unmasked, 1)  # B F 1
         cosine = b.op("MatMul", _normalised(b, dense, 2), _normalised(b, pooled, 1))
         curve = b.op("Where", self.mask_BT1, cosine, b.constant(-1.0), dtype=FLOAT)
         return b.op("Squeeze", curve, b.constant([2], INT64))
