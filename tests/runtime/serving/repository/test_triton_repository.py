@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from engine_files import sidecar
-from triton_server import triton_python
+from triton_server import triton_python, write_repository
 
 from sdst_runtime.files import sha256_file
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
@@ -27,11 +27,6 @@ TYPES = {
     "bool": "TYPE_BOOL",
     "uint8": "TYPE_UINT8",
 }
-
-
-def write(python: Path | str, bundle: Path, out: Path, kind: str) -> subprocess.CompletedProcess[str]:
-    command = [python, "-m", "sdst", "triton", bundle, "--out", out, "--kind", kind]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
 
 def configurations(repository: Path) -> dict[str, dict[str, Any]]:
@@ -88,7 +83,7 @@ def tensors(infos: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["onnx", "tensorrt"])
 def test_configurations_are_those_of_the_models(exported_fp16, engines, tmp_path, kind):
     bundle = Bundle.open(exported_fp16)
-    done = write(triton_python(), exported_fp16 if kind == "onnx" else engines, tmp_path / "models", kind)
+    done = write_repository(exported_fp16 if kind == "onnx" else engines, tmp_path / "models", kind)
     assert done.returncode == 0, done.stderr
     found = configurations(tmp_path / "models")
     assert sorted(found) == sorted([*MODELS, "sdst_ground"])
@@ -113,17 +108,17 @@ def test_configurations_are_those_of_the_models(exported_fp16, engines, tmp_path
 
 
 def test_a_bundle_of_the_other_kind(exported, engines, tmp_path):
-    done = write(triton_python(), exported.directory, tmp_path / "models", "tensorrt")
+    done = write_repository(exported.directory, tmp_path / "models", "tensorrt")
     assert done.returncode == 2
     words = "expected .plan for --kind tensorrt; give the bundle of sdst build"
     assert done.stderr.splitlines()[-1] == f"error: {exported.directory / 'vision.onnx'}: {words}"
-    done = write(triton_python(), engines, tmp_path / "models", "cpu")
+    done = write_repository(engines, tmp_path / "models", "cpu")
     assert done.stderr.endswith("expected .onnx for --kind cpu; give the bundle of sdst export\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there(exported, tmp_path):
-    done = write(sys.executable, exported.directory, tmp_path, "cpu")
+    done = write_repository(exported.directory, tmp_path, "cpu", python=sys.executable)
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {tmp_path}: expected no such folder, it is there; choose another --out or delete it\n"
