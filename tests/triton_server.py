@@ -174,8 +174,13 @@ def _started(repository: Path, options: Sequence[str], ports: Mapping[str, int] 
 
 def _start(repository: Path, options: Sequence[str], ports: Mapping[str, int]) -> TritonServer:
     python, files = triton_python(), _packages() / "pytriton" / "tritonserver"
-    command = [files / "bin" / "tritonserver", f"--model-repository={repository}", *options]
-    command += [f"--backend-directory={files / 'backends'}", "--allow-metrics=false", "--exit-timeout-secs=20"]
+    command = [files / "bin" / "tritonserver", f"--model-repository={repository}"]
+    command += [
+        f"--backend-directory={files / 'backends'}",
+        "--allow-metrics=false",
+        "--exit-timeout-secs=20",
+        *options,
+    ]
     for name, (address, port) in PLACES.items():
         command += [f"{address}=127.0.0.1", f"{port}={ports[name]}"]
     path = os.pathsep.join([str(python.parent), os.environ["PATH"]])
