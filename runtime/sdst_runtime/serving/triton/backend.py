@@ -95,7 +95,7 @@ class GroundModel:
             results = [result if isinstance(result, SdstError) else error for result in results]
             answers = iter(())
         return [
-            _refused(result) if isinstance(result, SdstError) else self._answered(request, *result, next(answers))
+            _refused(result) if isinstance(result, SdstError) else self._answered(request, result, next(answers))
             for request, result in zip(requests, results)
         ]
 
@@ -132,13 +132,11 @@ class GroundModel:
         duration_s = float(_array(request, "duration_s", (1, 1))[0, 0])
         return self._grounder.project(VideoFeatures(features, duration_s, spec))
 
-    def _answered(
-        self, request: Any, video: EncodedVideo, sentences: Sequence[str], answers: Sequence[Grounding]
-    ) -> Any:
+    def _answered(self, request: Any, job: tuple[EncodedVideo, list[str]], answers: Sequence[Grounding]) -> Any:
         """answers: JSON of each sentence as in `results` of `sdst ground --json`; video: JSON of what is known of it;
         alignment, if it is asked for: float32 of each sentence.
         """
-        utils = triton_utils()
+        utils, (video, sentences) = triton_utils(), job
         facts = {"duration_s": video.duration_s, "clip_s": video.spec.clip_s, "warnings": list(video.warnings)}
         texts = {"answers": [dump_json(answer.to_dict()) for answer in answers], "video": [dump_json(facts)]}
         outputs = {name: np.array([[line.encode() for line in lines]], object) for name, lines in texts.items()}
