@@ -12,7 +12,7 @@ from sdst_runtime.serving.triton.repository import write_repository
 
 
 def triton(bundle: tyro.conf.Positional[Path], /, *, out: Path, kind: Kind, root: Path | None = None) -> None:
-    """Write a model repository: vision, text, projection, head, and sdst_ground, which takes videos and sentences.
+    """Write a model repository: the models of a bundle, and sdst_ground, which takes videos and sentences.
 
     Args:
         bundle: The directory that `sdst export` wrote; for tensorrt that of `sdst build`.

@@ -98,7 +98,7 @@ Features read_features(const std::string& path) {
     require(*next == ']' && features.shape.size() == 3, path + ": expected features of three dimensions");
     uint64_t count = 1;
     for (const int64_t size : features.shape) {
-        require(size > 0 && size < 1 << 20, path + ": expected sizes above 0, got " + std::to_string(size));
+        require(size > 0 && size < 1 << 20, path + ": expected sizes from 1 to 1048575, got " + std::to_string(size));
         count *= static_cast<uint64_t>(size);
     }
     const size_t start = sizeof header_bytes + header_bytes, width = half ? sizeof(uint16_t) : sizeof(float);
@@ -142,6 +142,14 @@ std::string contract(const Features& features, const std::string& path) {
 }
 
 // ---------------------------------------------------------------- engines
+
+struct Stream {
+    cudaStream_t stream{};
+    Stream() { require_cuda(cudaStreamCreate(&stream), "cudaStreamCreate"); }
+    ~Stream() { cudaStreamDestroy(stream); }
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+};
 
 struct DeviceTensor {
     DataType type;
@@ -194,7 +202,12 @@ class Model {
         require(context_ != nullptr, path + ": TensorRT made no execution context; is there memory?");
     }
 
-    Dims shape(const char* input) const { return engine_->getTensorShape(input); }  // -1: any size
+    // The size of an axis of an input, -1 for any. Throws std::runtime_error when the engine has no such input.
+    int64_t size(const char* input, int32_t axis) const {
+        const Dims dims = engine_->getTensorShape(input);
+        require(dims.nbDims > axis, path_ + ": has no input " + input + "; give PROJECTION.plan first, then HEAD.plan");
+        return dims.d[axis];
+    }
 
     // All outputs, once `stream` has come so far. Throws std::runtime_error when no profile holds the shapes.
     DeviceTensors run(const DeviceTensors& inputs, cudaStream_t stream) {
@@ -204,6 +217,7 @@ class Model {
         for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) names.push_back(engine_->getIOTensorName(i));
         for (const char* name : names)
             if (engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT) {
+                require(inputs.count(name) == 1, path_ + ": has an input " + name + ", which no head of SDST has");
                 const DeviceTensor& given = inputs.at(name);
                 require(engine_->getTensorDataType(name) == given.type,
                         path_ + ": another type is expected as " + name);
@@ -277,6 +291,8 @@ std::vector<Moment> ground(const char* const* paths) {
             video_path + " and " + text_path + ": made under two contracts; extract both with one");
     const double duration_s = std::strtod(after(video.facts, "\"duration_s\": \"", video_path), nullptr);
     const double clip_s = std::strtod(after(video.facts, "\"clip_s\": ", video_path), nullptr);
+    require(std::isfinite(duration_s) && duration_s > 0 && std::isfinite(clip_s) && clip_s > 0,
+            video_path + ": expected its duration and the length of a clip in seconds; extract it again");
 
     static Logger logger;  // TensorRT keeps it for the whole process
     const std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(logger));
@@ -284,24 +300,23 @@ std::vector<Moment> ground(const char* const* paths) {
     require(runtime->getPluginRegistry().loadLibrary(paths[2]) != nullptr,
             std::string(paths[2]) + ": TensorRT cannot use it; build it here with  sdst plugins build --tensorrt DIR");
     Model projection(*runtime, paths[0]), head(*runtime, paths[1]);
-    keep_last(video, 1, projection.shape("video").d[2], video_path);
-    keep_last(text, 0, head.shape("text").d[1], text_path);
+    keep_last(video, 1, projection.size("video", 2), video_path);
+    keep_last(text, 0, head.size("text", 1), text_path);
 
     const int64_t T = video.shape[0], K = video.shape[1], V = video.shape[2], L = text.shape[1], X = text.shape[2];
     const std::vector<char> all_valid(std::max(T, L), 1);
     const DeviceTensor video_mask = upload(DataType::kBOOL, {1, T}, all_valid.data());
-    cudaStream_t stream{};
-    require_cuda(cudaStreamCreate(&stream), "cudaStreamCreate");
+    const Stream own_stream;
+    const cudaStream_t stream = own_stream.stream;
     const DeviceTensors seen{{"video", upload(DataType::kFLOAT, {1, T, K, V}, video.values.data())},
                              {"video_mask", video_mask}};
     const DeviceTensors projected = projection.run(seen, stream);  // of a video once, however many sentences follow
     const DeviceTensors asked{{"projected", projected.at("projected")},
                               {"video_mask", video_mask},
-                              {"text", upload(DataType::kFLOAT, {1, K, L, X}, text.values.data())},
+                              {"text", upload(DataType::kFLOAT, {1, text.shape[0], L, X}, text.values.data())},
                               {"text_mask", upload(DataType::kBOOL, {1, L}, all_valid.data())}};
     const DeviceTensors answer = head.run(asked, stream);
     require_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-    require_cuda(cudaStreamDestroy(stream), "cudaStreamDestroy");
     return decode(download(answer.at("spans"), "spans"), download(answer.at("scores"), "scores"),
                   static_cast<double>(T) * clip_s, duration_s);
 }

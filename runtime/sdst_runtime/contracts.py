@@ -139,6 +139,11 @@ class EncodedVideo(VideoFeatures):
     projection_sha256: str  # of the model that made them
     warnings: tuple[str, ...] = ()  # what was wrong with the file and what was done about it, a line each
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all its arrays."""
+        return self.features.nbytes + sum(array.nbytes for array in self.projected)
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all. Raises InputError when `path` cannot be written."""
         arrays = {"features": self.features} | {f"projected.{i}": array for i, array in enumerate(self.projected)}

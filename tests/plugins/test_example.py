@@ -180,6 +180,29 @@ def test_features_of_too_few_layers(programs, tmp_path):
     assert refusal(programs, tmp_path) == "video.safetensors: expected 2 layers or more, got 1; extract it again"
 
 
+def test_plans_in_the_wrong_order(programs, tmp_path):
+    write_engines(tmp_path)
+    write_features(tmp_path)
+    projection, head = (tmp_path / name for name in ("projection.plan", "head.plan"))
+    first = projection.read_bytes()
+    head.rename(projection)
+    head.write_bytes(first)
+    words = "projection.plan: has no input video; give PROJECTION.plan first, then HEAD.plan"
+    assert refusal(programs, tmp_path) == words
+
+
+@pytest.mark.parametrize("value", [b"0.00", b"none", b"-3.5", b"inf "])
+def test_a_video_without_a_length(programs, tmp_path, value):
+    write_engines(tmp_path)
+    write_features(tmp_path, duration_s=19.5)
+    file = tmp_path / "video.safetensors"
+    whole = file.read_bytes()
+    assert whole.count(b"19.5") == 1
+    file.write_bytes(whole.replace(b"19.5", value))
+    words = "video.safetensors: expected its duration and the length of a clip in seconds; extract it again"
+    assert refusal(programs, tmp_path) == words
+
+
 def test_scores_that_nobody_wrote(programs, tmp_path):
     """The double of CUDA fills new memory with NaN."""
     write_engines(tmp_path, scores=None)

@@ -11,12 +11,13 @@ using namespace nvinfer1;
 
 class Layer final : public IPluginV3Layer, public UnmockedLayer {
   public:
-    explicit Layer(std::string name) : name_(std::move(name)) { mLayer = this; }
-    LayerType getType() const noexcept override { return LayerType::kPLUGIN_V3; }
+    explicit Layer(const Node& node) : name_(node.name), is_copy_(node.is_copy()) { mLayer = this; }
+    LayerType getType() const noexcept override { return is_copy_ ? LayerType::kIDENTITY : LayerType::kPLUGIN_V3; }
     const char* getName() const noexcept override { return name_.c_str(); }
 
   private:
     std::string name_;
+    bool is_copy_;
 };
 
 namespace {
@@ -170,7 +171,7 @@ Network::~Network() noexcept = default;
 void Network::take(const std::string& text) {
     const Plan plan = parse_plan(text);
     text_ = text;
-    for (const Node& node : plan.nodes) layers_.push_back(std::make_unique<Layer>(node.name));
+    for (const Node& node : plan.nodes) layers_.push_back(std::make_unique<Layer>(node));
 }
 
 int32_t Network::getNbLayers() const noexcept { return static_cast<int32_t>(layers_.size()); }

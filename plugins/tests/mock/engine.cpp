@@ -39,8 +39,8 @@ std::string tensors_json(const Plan& plan, const std::vector<std::string>& names
 
 std::string layer_json(const Plan& plan, const Node& node, size_t profile, bool has_shapes) {
     const std::string suffix = profile == 0 ? "" : " [profile " + std::to_string(profile) + "]";
-    return R"({"Name": ")" + node.name + suffix + R"(", "LayerType": "PLUGIN_V3", "Inputs": )" +
-           tensors_json(plan, node.reads, has_shapes) + R"(, "Outputs": )" +
+    return R"({"Name": ")" + node.name + suffix + R"(", "LayerType": ")" + (node.is_copy() ? "Identity" : "PLUGIN_V3") +
+           R"(", "Inputs": )" + tensors_json(plan, node.reads, has_shapes) + R"(, "Outputs": )" +
            tensors_json(plan, node.writes, has_shapes) + R"(, "PluginType": ")" + node.plugin +
            R"(", "PluginVersion": ")" + node.version + R"(", "PluginNamespace": ")" + node.plugin_namespace + R"("})";
 }

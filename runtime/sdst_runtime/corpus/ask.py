@@ -18,7 +18,7 @@ from ..grounding.bundle import Bundle
 from ..grounding.decode import require_finite
 from ..grounding.grounder import Grounder
 from ..grounding.inputs import require_queries
-from ..sessions.base import PROJECTED, SENTENCE, ClosedAtEnd
+from ..sessions.base import PROJECTED, SENTENCE, ClosedAtEnd, Session
 from .ranking import Ranking
 from .store import Store
 
@@ -72,10 +72,7 @@ class Corpus(ClosedAtEnd):
 
     def sentences(self, queries: Sequence[str]) -> np.ndarray:
         """Q K F float32: what the clips are compared with."""
-        text, mask = self.grounder.read(queries)
-        found = self.sentence.run({"text": text, "text_mask": mask})[SENTENCE]
-        require_finite(self.grounder.bundle.manifest.models["sentence"], SENTENCE, found)
-        return found
+        return pooled_sentences(self.grounder, self.sentence, queries)
 
     def close(self) -> None:
         """Give back what the models hold; a second call does nothing."""
@@ -110,3 +107,13 @@ class Corpus(ClosedAtEnd):
             )
         pieces = tuple(piece.astype(self._type) for piece in stored.video.projected)
         return replace(stored.video, projected=pieces)
+
+
+def pooled_sentences(grounder: Grounder, sentence: Session, queries: Sequence[str]) -> np.ndarray:
+    """Q K F float32, of length one: sentences as clips are compared with them. Raises SessionError unless finite."""
+    found = []
+    for start in range(0, len(queries), grounder.most_rows):
+        text, mask = grounder.read(queries[start : start + grounder.most_rows])
+        found.append(sentence.run({"text": text, "text_mask": mask})[SENTENCE])
+        require_finite(grounder.bundle.manifest.models["sentence"], SENTENCE, found[-1])
+    return np.concatenate(found)

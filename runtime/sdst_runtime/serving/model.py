@@ -132,9 +132,8 @@ class Model:
         except InputError as error:
             raise _Stopped("no_space", str(error)) from error
         self._videos[work.kept] = video
-        size_bytes = video.features.nbytes + sum(array.nbytes for array in video.projected)
         warnings = tuple(line.replace(str(work.path), work.name) for line in video.warnings)
-        return Encoded(video.duration_s, clip_s, len(video.features), size_bytes, warnings)
+        return Encoded(video.duration_s, clip_s, len(video.features), video.size_bytes, warnings)
 
     def _ask(self, work: Ask) -> str:
         for sentence in work.sentences:  # before the video is looked for: what is wrong with a sentence stays wrong

@@ -7,7 +7,6 @@ with the requests of a batch.
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -17,19 +16,19 @@ from typing import Any
 import numpy as np
 
 from ...contracts import EncodedVideo, Grounding, VideoFeatures
-from ...errors import InputError, SdstError, SessionError
-from ...grounding.bundle import MANIFEST, Bundle, Manifest
+from ...corpus.ask import pooled_sentences
+from ...corpus.ranking import Ranked, Ranking
+from ...corpus.store import unit_vectors
+from ...doctor.installation import ASSETS
+from ...errors import InputError, SdstError
+from ...grounding.bundle import MANIFEST, Manifest
 from ...grounding.grounder import Grounder
-from ...sessions.base import ClosedAtEnd, Session, TensorInfo
 from ...sessions.open import open_session
 from ...strict_json import dump_json, read_strict
 from ..roots import path_inside
-from .repository import SIGNATURES
-
-
-def _utils() -> Any:
-    """Triton's own module, which only its processes have."""
-    return importlib.import_module("triton_python_backend_utils")
+from .bls import ModelUnavailable, TritonBundle, UnaskedSession, triton_utils
+from .configuration import ALIGNMENT
+from .videos import RecentVideos
 
 
 def _parameter(arguments: Mapping[str, str], name: str) -> str:
@@ -56,7 +55,7 @@ class OneModel:
         self._session.close()
 
     def _answer(self, request: Any) -> Any:
-        utils = _utils()
+        utils = triton_utils()
         try:
             given = {name: utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._session.inputs}
             outputs = self._session.run(given)
@@ -66,58 +65,20 @@ class OneModel:
         return utils.InferenceResponse([utils.Tensor(name, outputs[name]) for name in wanted])
 
 
-class TritonSession(ClosedAtEnd):
-    """A session that is one of Triton's models."""
-
-    def __init__(self, name: str, signature: Mapping[str, Any]) -> None:
-        """`signature` is the model's in models.json."""
-        self.name = name
-        self.metadata: Mapping[str, str] = signature["metadata"]
-        self.inputs, self.outputs = (
-            {
-                tensor: TensorInfo(np.dtype(told["dtype"]), tuple(told["shape"]))
-                for tensor, told in signature[side].items()
-            }
-            for side in ("inputs", "outputs")
-        )
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises SessionError with Triton's message when the model fails or is not there."""
-        utils = _utils()
-        response = utils.InferenceRequest(
-            model_name=self.name,
-            requested_output_names=list(self.outputs),
-            inputs=[utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
-            preferred_memory=utils.PreferredMemory(utils.TRITONSERVER_MEMORY_CPU, 0),
-        ).exec()
-        if response.has_error():
-            raise SessionError(f"{self.name}: {response.error().message()}")
-        return {n: np.array(utils.get_output_tensor_by_name(response, n).as_numpy()) for n in self.outputs}
-
-    def close(self) -> None:
-        """The model is Triton's."""
-
-
-class TritonBundle(Bundle):
-    """The bundle whose models are Triton's; tokenizer.json lies in its folder."""
-
-    def session(self, model: str, threads: int | None = None) -> Session:
-        """A model of Triton's."""
-        signatures = json.loads((self.directory / SIGNATURES).read_text(encoding="utf-8"))
-        session = TritonSession(model, signatures[model])
-        self._require_own(model, session)
-        return session
-
-
 class GroundModel:
     """sdst_ground: a video (path under the root, bytes, or features with duration_s) and sentences to answers."""
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
-        """Read what the repository says of the models; none of them is asked yet, Triton does not allow it here."""
+        """Read what the repository says of the models, and try all that is not theirs on a small video."""
         folder = _version(arguments)
         manifest = read_strict(Manifest, folder / MANIFEST, "write the repository again with  sdst triton")
-        self._grounder = Grounder(TritonBundle(folder, manifest))
+        with Grounder(TritonBundle(folder, manifest, UnaskedSession)) as warm:
+            warm.ground(ASSETS / "colours.mp4", warm.tokenizer.known_word())
+        bundle = TritonBundle(folder, manifest)
+        self._grounder = Grounder(bundle)
+        self._sentence = bundle.session("sentence") if "sentence" in bundle.models else None
         self._root = _parameter(arguments, "root")
+        self._videos = RecentVideos(int(_parameter(arguments, "video_bytes")))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """An answer or an error a request; the sentences of all of them share batches of the head."""
@@ -133,7 +94,10 @@ class GroundModel:
         except SdstError as error:
             results = [result if isinstance(result, SdstError) else error for result in results]
             answers = iter(())
-        return [_refused(r) if isinstance(r, SdstError) else _answered(r[0], next(answers)) for r in results]
+        return [
+            _refused(result) if isinstance(result, SdstError) else self._answered(request, result, next(answers))
+            for request, result in zip(requests, results)
+        ]
 
     def finalize(self) -> None:
         """Close the grounder."""
@@ -146,7 +110,7 @@ class GroundModel:
         for sentence in sentences:
             self._grounder.check(sentence)
         named = ("path", "bytes", "features")
-        given = [name for name in named if _utils().get_input_tensor_by_name(request, name) is not None]
+        given = [name for name in named if triton_utils().get_input_tensor_by_name(request, name) is not None]
         if len(given) != 1:
             raise InputError(f"expected one of the inputs {', '.join(named)}, got {', '.join(given) or 'none'}")
         return getattr(self, f"_from_{given[0]}")(request), sentences
@@ -158,7 +122,7 @@ class GroundModel:
         path = path_inside(Path(self._root), asked)
         if path is None:
             raise InputError(f"path: expected one below the server's root, got {asked!r:.200}")
-        return self._grounder.encode(path)
+        return self._videos.get(path, self._grounder.encode)
 
     def _from_bytes(self, request: Any) -> EncodedVideo:
         return self._grounder.encode(io.BytesIO(_array(request, "bytes", (1, 1))[0, 0]))
@@ -168,10 +132,32 @@ class GroundModel:
         duration_s = float(_array(request, "duration_s", (1, 1))[0, 0])
         return self._grounder.project(VideoFeatures(features, duration_s, spec))
 
+    def _answered(self, request: Any, job: tuple[EncodedVideo, list[str]], answers: Sequence[Grounding]) -> Any:
+        """answers: JSON of each sentence as in `results` of `sdst ground --json`; video: JSON of what is known of it;
+        alignment, if it is asked for: float32 of each sentence.
+        """
+        utils, (video, sentences) = triton_utils(), job
+        facts = {"duration_s": video.duration_s, "clip_s": video.spec.clip_s, "warnings": list(video.warnings)}
+        texts = {"answers": [dump_json(answer.to_dict()) for answer in answers], "video": [dump_json(facts)]}
+        outputs = {name: np.array([[line.encode() for line in lines]], object) for name, lines in texts.items()}
+        if ALIGNMENT in request.requested_output_names():
+            try:
+                outputs[ALIGNMENT] = self._alignment(video, sentences)[None]
+            except SdstError as error:
+                return _refused(error)
+        return utils.InferenceResponse([utils.Tensor(name, array) for name, array in outputs.items()])
+
+    def _alignment(self, video: EncodedVideo, sentences: Sequence[str]) -> np.ndarray:
+        """Of each sentence with the video, float32, -1..1: what `sdst corpus ask` orders videos by."""
+        assert self._sentence is not None  # else the configuration names no such output
+        vectors = np.concatenate([unit_vectors(piece) for piece in video.projected])
+        ranking = Ranking((Ranked("", len(vectors), ""),), vectors)
+        return ranking.alignment(pooled_sentences(self._grounder, self._sentence, sentences))[:, 0]
+
 
 def _array(request: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """An input of one request. Raises InputError unless it is there with this shape; -1 is any size."""
-    tensor = _utils().get_input_tensor_by_name(request, name)
+    tensor = triton_utils().get_input_tensor_by_name(request, name)
     array = None if tensor is None else tensor.as_numpy()
     if array is None or array.ndim != len(shape) or any(n not in (-1, got) for n, got in zip(shape, array.shape)):
         raise InputError(f"{name}: expected shape {list(shape)}, got {None if array is None else list(array.shape)}")
@@ -185,17 +171,9 @@ def _text(value: bytes) -> str:
         raise InputError(f"expected text in UTF-8, got {value[:40]!r}") from error
 
 
-def _answered(video: EncodedVideo, answers: Sequence[Grounding]) -> Any:
-    """answers: JSON of each sentence as in `results` of `sdst ground --json`; video: JSON of what is known of it."""
-    utils = _utils()
-    facts = {"duration_s": video.duration_s, "clip_s": video.spec.clip_s, "warnings": list(video.warnings)}
-    outputs = {"answers": [dump_json(answer.to_dict()) for answer in answers], "video": [dump_json(facts)]}
-    return utils.InferenceResponse(
-        [utils.Tensor(n, np.array([[text.encode() for text in texts]], object)) for n, texts in outputs.items()]
-    )
-
-
 def _refused(error: SdstError) -> Any:
-    utils = _utils()
-    code = utils.TritonError.INVALID_ARG if isinstance(error, InputError) else utils.TritonError.INTERNAL
+    utils = triton_utils()
+    codes = utils.TritonError
+    code = codes.UNAVAILABLE if isinstance(error, ModelUnavailable) else codes.INTERNAL
+    code = codes.INVALID_ARG if isinstance(error, InputError) else code
     return utils.InferenceResponse(error=utils.TritonError(str(error), code))

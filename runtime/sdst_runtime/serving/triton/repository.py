@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import InputError
 from ...files import write_json, write_text
 from ...grounding.bundle import DATA_SUFFIX, MANIFEST, TOKENIZER, Bundle
-from ...sessions.base import MODELS, TensorInfo
+from ...sessions.base import TensorInfo
 from ...sessions.tensorrt.sidecar import read_sidecar
 from .configuration import GROUND, Kind, Signature, ground_configuration, model_configuration
 
@@ -27,7 +27,7 @@ def write_repository(bundle: Bundle, out: Path, kind: Kind, root: Path | None = 
     """
     if out.exists():
         raise InputError(f"{out}: expected no such folder, it is there; choose another --out or delete it")
-    for model in MODELS:
+    for model in bundle.models:
         if bundle.path(model).suffix != SUFFIXES[kind]:
             raise InputError(
                 f"{bundle.path(model)}: expected {SUFFIXES[kind]} for --kind {kind}; give the bundle of "
@@ -36,7 +36,7 @@ def write_repository(bundle: Bundle, out: Path, kind: Kind, root: Path | None = 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
         whole = Path(aside) / "repository"
-        signatures = {model: _write_model(bundle, model, whole / model, kind) for model in MODELS}
+        signatures = {model: _write_model(bundle, model, whole / model, kind) for model in bundle.models}
         ground, spec = whole / GROUND, bundle.manifest.spec
         version = ground / "1"
         version.mkdir(parents=True)
@@ -45,7 +45,8 @@ def write_repository(bundle: Bundle, out: Path, kind: Kind, root: Path | None = 
         write_json(version / SIGNATURES, signatures)
         write_text(version / "model.py", _MODEL.format("GroundModel"))
         resolved = "" if root is None else str(root.resolve())
-        write_text(ground / "config.pbtxt", ground_configuration(spec.layers, spec.video_width, resolved))
+        text = ground_configuration(spec.layers, spec.video_width, resolved, bundle.models)
+        write_text(ground / "config.pbtxt", text)
         whole.rename(out)
 
 
@@ -60,7 +61,8 @@ def _write_model(bundle: Bundle, model: str, folder: Path, kind: Kind) -> dict[s
     if kind == "cpu":
         write_text(version / "model.py", _MODEL.format("OneModel"))
     signature = _signature(bundle, model)
-    write_text(folder / "config.pbtxt", model_configuration(kind, model, path.name, signature))
+    tokens = bundle.manifest.spec.max_tokens
+    write_text(folder / "config.pbtxt", model_configuration(kind, model, path.name, signature, tokens))
     return {
         "inputs": {name: _told(info) for name, info in signature.inputs.items()},
         "outputs": {name: _told(info) for name, info in signature.outputs.items()},
@@ -76,7 +78,7 @@ def _signature(bundle: Bundle, model: str) -> Signature:
         inputs, outputs = (
             {name: record.info() for name, record in records.items()} for records in (sidecar.inputs, sidecar.outputs)
         )
-        return Signature(inputs, outputs, sidecar.metadata(), len(sidecar.profiles))
+        return Signature(inputs, outputs, sidecar.metadata(), sidecar.profiles)
     with bundle.session(model, threads=1) as session:
         return Signature(session.inputs, session.outputs, session.metadata)
 

@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 from engine_files import sidecar
-from triton_server import triton_python
+from triton_server import triton_python, write_repository
 
 from sdst_runtime.files import sha256_file
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
-from sdst_runtime.sessions.base import MODELS
-from sdst_runtime.sessions.tensorrt.sidecar import SUFFIX, ShapeRange, TensorRecord, write_sidecar
+from sdst_runtime.sessions.base import GROUNDER_MODELS, MODELS
+from sdst_runtime.sessions.tensorrt.sidecar import (
+    SUFFIX,
+    Profile,
+    ShapeRange,
+    TensorRecord,
+    read_sidecar,
+    write_sidecar,
+)
 
 CLIENT = Path(__file__).with_name("triton_client.py")
 TYPES = {
@@ -27,11 +34,6 @@ TYPES = {
     "bool": "TYPE_BOOL",
     "uint8": "TYPE_UINT8",
 }
-
-
-def write(python: Path | str, bundle: Path, out: Path, kind: str) -> subprocess.CompletedProcess[str]:
-    command = [python, "-m", "sdst", "triton", bundle, "--out", out, "--kind", kind]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
 
 def configurations(repository: Path) -> dict[str, dict[str, Any]]:
@@ -88,7 +90,7 @@ def tensors(infos: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["onnx", "tensorrt"])
 def test_configurations_are_those_of_the_models(exported_fp16, engines, tmp_path, kind):
     bundle = Bundle.open(exported_fp16)
-    done = write(triton_python(), exported_fp16 if kind == "onnx" else engines, tmp_path / "models", kind)
+    done = write_repository(exported_fp16 if kind == "onnx" else engines, tmp_path / "models", kind)
     assert done.returncode == 0, done.stderr
     found = configurations(tmp_path / "models")
     assert sorted(found) == sorted([*MODELS, "sdst_ground"])
@@ -104,26 +106,61 @@ def test_configurations_are_those_of_the_models(exported_fp16, engines, tmp_path
         file = tmp_path / "models" / model / "1" / config["default_model_filename"]
         source = bundle.path(model) if kind == "onnx" else engines / f"{model}.plan"
         assert sha256_file(file) == sha256_file(source)
+        require_warm_up(config, read_sidecar(engines / f"{model}.plan").profiles if kind == "tensorrt" else ())
         (group,) = config["instance_group"]
         assert group.get("profile", []) == ([] if kind == "onnx" else ["0", "1"])
         assert group.get("kind", "KIND_AUTO") == ("KIND_AUTO" if kind == "onnx" else "KIND_GPU")
+    outputs = [output["name"] for output in found["sdst_ground"]["output"]]
+    assert outputs == ["answers", "video", "alignment"]
     assert found["sdst_ground"]["dynamic_batching"]["default_queue_policy"] == {"max_queue_size": 64}
     plugins = " --backend-config=tensorrt,plugins=/PATH/libsdst_triton_plugins.so" if kind == "tensorrt" else ""
     assert done.stdout == f"tritonserver --model-repository={tmp_path / 'models'}{plugins}\n"
 
 
+def require_warm_up(config: dict[str, Any], profiles: tuple[Profile, ...]) -> None:
+    """Every sample has all inputs with their types and shapes that are legal, and each profile has one of its most."""
+    inputs = {one["name"]: (one["data_type"], list(map(int, one["dims"]))) for one in config["input"]}
+    shapes = []
+    for sample in config["model_warmup"]:
+        assert sample["batch_size"] == 1  # Triton skips a sample of 0
+        assert sample["inputs"].keys() == inputs.keys()
+        shapes.append({name: tuple(map(int, given["dims"])) for name, given in sample["inputs"].items()})
+        for name, given in sample["inputs"].items():
+            assert (given["data_type"], given["zero_data"]) == (inputs[name][0], True)
+            fits = [wanted in (-1, got) for wanted, got in zip(inputs[name][1], shapes[-1][name], strict=True)]
+            assert all(fits)
+            assert not profiles or any(profile[name].holds(shapes[-1][name]) for profile in profiles)
+    assert len(shapes) == (3 if profiles else 2)  # the least of both profiles is one
+    for profile in profiles:
+        assert {name: one.max for name, one in profile.items()} in shapes
+        assert {name: one.min for name, one in profile.items()} in shapes
+
+
+def test_an_old_bundle_without_the_sentence(exported, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(exported.directory, old)
+    models = {name: f"{name}.onnx" for name in GROUNDER_MODELS}
+    (old / "sentence.onnx").unlink()
+    write_manifest(old, Bundle.open(exported.directory).manifest.spec, models, "0.1.0")
+    done = write_repository(old, tmp_path / "models", "cpu")
+    assert done.returncode == 0, done.stderr
+    found = configurations(tmp_path / "models")
+    assert sorted(found) == sorted([*GROUNDER_MODELS, "sdst_ground"])
+    assert [output["name"] for output in found["sdst_ground"]["output"]] == ["answers", "video"]
+
+
 def test_a_bundle_of_the_other_kind(exported, engines, tmp_path):
-    done = write(triton_python(), exported.directory, tmp_path / "models", "tensorrt")
+    done = write_repository(exported.directory, tmp_path / "models", "tensorrt")
     assert done.returncode == 2
     words = "expected .plan for --kind tensorrt; give the bundle of sdst build"
     assert done.stderr.splitlines()[-1] == f"error: {exported.directory / 'vision.onnx'}: {words}"
-    done = write(triton_python(), engines, tmp_path / "models", "cpu")
+    done = write_repository(engines, tmp_path / "models", "cpu")
     assert done.stderr.endswith("expected .onnx for --kind cpu; give the bundle of sdst export\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there(exported, tmp_path):
-    done = write(sys.executable, exported.directory, tmp_path, "cpu")
+    done = write_repository(exported.directory, tmp_path, "cpu", python=sys.executable)
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {tmp_path}: expected no such folder, it is there; choose another --out or delete it\n"

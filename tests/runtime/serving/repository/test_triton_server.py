@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,39 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from triton_server import TritonServer, served, triton_python
+from conftest import write_noise
+from triton_server import TritonServer, asked, make_repository, path, served, triton_python
 
 from sdst_runtime import Grounder
 from sdst_runtime.contracts import VideoFeatures
+from sdst_runtime.corpus.ask import pooled_sentences
+from sdst_runtime.corpus.store import SCALE, unit_vectors
 from sdst_runtime.serving.triton.configuration import MOST_QUEUED, MOST_REQUESTS
+from sdst_runtime.sessions.base import MODELS
 
 CLIENT = Path(__file__).with_name("triton_client.py")
 SENTENCES = ["a red circle moves to the left", "a blue square"]
 
 
-def write(bundle: Path, out: Path, kind: str, *options: object) -> subprocess.CompletedProcess[str]:
-    """`sdst triton` in the environment that has tritonclient."""
-    command = [triton_python(), "-m", "sdst", "triton", bundle, "--out", out, "--kind", kind, *options]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def repository(exported, video, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("triton")
-    (folder / "outside.mp4").write_bytes(video.read_bytes())
-    (folder / "root").mkdir()
-    (folder / "root" / "noise.mp4").write_bytes(video.read_bytes())
-    (folder / "root" / "link.mp4").symlink_to(folder / "outside.mp4")
-    done = write(exported.directory, folder / "models", "cpu", "--root", folder / "root")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"tritonserver --model-repository={folder / 'models'}\n"
-    return folder / "models"
-
-
-@pytest.fixture(scope="module")
-def server(repository) -> Iterator[TritonServer]:
-    with served(repository) as running:
-        yield running
+    return make_repository(exported.directory, video, tmp_path_factory.mktemp("triton") / "served")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +36,18 @@ def grounder(exported) -> Iterator[Grounder]:
         yield opened
 
 
-def asked(sentences: list[str] = SENTENCES, **more: Any) -> dict[str, Any]:
-    return {"sentences": ("BYTES", [1, len(sentences)], sentences), **more}
+@pytest.fixture(scope="module")
+def server(repository) -> Iterator[TritonServer]:
+    with served(repository, "--log-verbose=1") as running:
+        yield running
 
 
-def path(name: str) -> dict[str, Any]:
-    return {"path": ("BYTES", [1, 1], [name])}
+def client(*words: object) -> Any:
+    """What a client of NVIDIA's says."""
+    command = [triton_python(), CLIENT, *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def of_features(features: np.ndarray, duration_s: float) -> dict[str, Any]:
@@ -73,7 +60,7 @@ def of_features(features: np.ndarray, duration_s: float) -> dict[str, Any]:
 def test_over_http(server, grounder, video):
     encoded = grounder.encode(video)
     expected = [answer.to_dict() for answer in grounder.ground(encoded, SENTENCES)]
-    status, answer = server.infer(**asked(**path("noise.mp4")))
+    status, answer = server.infer(**asked(SENTENCES, **path("noise.mp4")))
     assert (status, answer["answers"]) == (200, expected)
     assert answer["video"] == [{"duration_s": encoded.duration_s, "clip_s": 1.0, "warnings": []}]
 
@@ -82,14 +69,57 @@ def test_features_over_http(server, grounder, video):
     """As numbers in JSON, whose last bit Triton's parser may lose: hence a duration that is exact in few digits."""
     features = VideoFeatures(grounder.encode(video).features, 7.5, grounder.spec)
     expected = [answer.to_dict() for answer in grounder.ground(features, SENTENCES)]
-    assert server.infer(**asked(**of_features(features.features, 7.5)))[1]["answers"] == expected
+    assert server.infer(**asked(SENTENCES, **of_features(features.features, 7.5)))[1]["answers"] == expected
 
 
-def test_over_grpc(server, grounder, video):
-    command = [triton_python(), CLIENT, "grpc", server.grpc, video, *SENTENCES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [answer.to_dict() for answer in grounder.ground(video, SENTENCES)]
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_bytes_over_both_clients(server, grounder, video, protocol):
+    expected = [answer.to_dict() for answer in grounder.ground(video, SENTENCES)]
+    assert client("bytes", protocol, getattr(server, protocol), video, *SENTENCES) == expected
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_client_of_the_docs(server, grounder, video, protocol):
+    encoded = grounder.encode(video)
+    first, *others = client("documented", protocol, getattr(server, protocol), 4)
+    assert first == [grounder.ground(encoded, "a red circle moves to the left").to_dict()]
+    assert len(others) == 4
+    for answer in others:
+        assert_near(answer, [grounder.ground(encoded, "a blue square").to_dict()])
+
+
+def test_every_model_is_warm_before_the_server_is_ready(server):
+    told = server.log.read_text().split("Started HTTPService")[0]
+    for model in MODELS:
+        for sample in ("shapes 0", "shapes 1"):
+            assert f"model '{model}' instance {model}_0_0 is running warmup sample '{sample}'" in told
+
+
+def test_the_second_question_about_a_file_encodes_nothing(server):
+    first = server.infer(**asked(SENTENCES, **path("noise.mp4")))
+    before = server.statistics("vision"), server.statistics("projection")
+    assert server.infer(**asked(SENTENCES, **path("noise.mp4"))) == first
+    assert (server.statistics("vision"), server.statistics("projection")) == before
+
+
+def test_a_file_that_was_replaced_is_encoded_again(server, repository, grounder, tmp_path):
+    file = repository.parent / "root" / "replaced.mp4"
+    for seed in (1, 2):
+        write_noise(tmp_path / "new.mp4", seed=seed).rename(file)
+        expected = [answer.to_dict() for answer in grounder.ground(file, SENTENCES)]
+        for _ in range(2):
+            assert server.infer(**asked(SENTENCES, **path(file.name)))[1]["answers"] == expected
+
+
+def test_alignment_is_that_of_a_corpus(server, grounder, video):
+    encoded = grounder.encode(video)
+    vectors = np.concatenate([unit_vectors(piece) for piece in encoded.projected]) / SCALE  # N K F
+    with grounder.bundle.session("sentence") as session:
+        sentences = pooled_sentences(grounder, session, SENTENCES)  # Q K F
+    expected = np.einsum("nkf,qkf->qnk", vectors, sentences).mean(2).max(1)
+    status, answer = server.infer(**asked(SENTENCES, **path("noise.mp4")))
+    assert status == 200, answer
+    np.testing.assert_allclose(answer["alignment"], expected, atol=1e-5)
 
 
 def test_mixed_lengths_in_one_batch(server, grounder):
@@ -100,22 +130,16 @@ def test_mixed_lengths_in_one_batch(server, grounder):
         VideoFeatures(rng.standard_normal((n, spec.layers, spec.video_width)).astype(np.float32), float(n), spec)
         for n in lengths
     ]
-    before = statistics(server)
+    before = server.statistics()
     with ThreadPoolExecutor(len(videos)) as pool:
-        given = [asked(**of_features(video.features, video.duration_s)) for video in videos]
+        given = [asked(SENTENCES, **of_features(video.features, video.duration_s)) for video in videos]
         answers = list(pool.map(lambda one: server.infer(**one), given))
     for video, (status, answer) in zip(videos, answers):
         assert status == 200, answer
         assert_near(answer["answers"], [one.to_dict() for one in grounder.ground(video, SENTENCES)])
-    requests, batches = (after - start for start, after in zip(before, statistics(server)))
+    requests, batches = (after - start for start, after in zip(before, server.statistics()))
     assert requests == len(videos)
     assert batches < requests
-
-
-def statistics(server: TritonServer) -> tuple[int, int]:
-    """Requests and batches of sdst_ground so far."""
-    (stats,) = server.get("models/sdst_ground/stats")[1]["model_stats"]
-    return int(stats["inference_count"]), int(stats["execution_count"])
 
 
 def assert_near(got: Any, expected: Any) -> None:
@@ -141,7 +165,7 @@ def assert_near(got: Any, expected: Any) -> None:
     ],
 )
 def test_bad_input_is_refused_with_a_line(server, given, words):
-    status, error = server.infer(**asked(**given))
+    status, error = server.infer(**asked(SENTENCES, **given))
     assert status == 400
     assert words in error
     assert "\n" not in error
@@ -153,7 +177,7 @@ def test_a_sentence_of_unknown_words(server):
 
 
 def test_a_full_queue_refuses_the_surplus(server):
-    given, most = asked(**path("noise.mp4")), 2 * (MOST_QUEUED + MOST_REQUESTS)
+    given, most = asked(SENTENCES, **path("noise.mp4")), 2 * (MOST_QUEUED + MOST_REQUESTS)
     with ThreadPoolExecutor(most) as pool:
         answers = list(pool.map(lambda _: server.infer(**given), range(most)))
     accepted = [answer["answers"] for status, answer in answers if status == 200]
@@ -163,24 +187,3 @@ def test_a_full_queue_refuses_the_surplus(server):
     assert refused
     assert all("Exceeds maximum queue size" in error for error in refused)
     assert {len(answer) for answer in accepted} == {len(SENTENCES)}
-
-
-def test_a_killed_model_shows_at_an_inference_only(repository):
-    """So health is to be asked by a real question."""
-    with served(repository) as server:
-        assert server.infer(**asked(**path("noise.mp4")))[0] == 200
-        os.kill(server.stub("head"), signal.SIGKILL)
-        time.sleep(1)
-        assert server.get("health/ready")[0] == 200
-        assert server.get("models/head/ready")[0] == 200
-        status, error = server.infer(**asked(**path("noise.mp4")))
-        assert status == 500
-        assert error.startswith("head: ")
-
-
-def test_sigterm_ends_the_server_and_its_models(repository):
-    with served(repository) as server:
-        stubs = [server.stub(model) for model in ("vision", "sdst_ground")]
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in stubs)

@@ -1,25 +1,56 @@
-"""Run by the server's Python, which has tritonclient: sdst_ground over gRPC, and config.pbtxt as Triton reads it.
+"""Run by the server's Python, which has tritonclient: clients over HTTP and gRPC, and config.pbtxt as Triton reads it.
 
-triton_client.py grpc URL VIDEO SENTENCE...    prints the answers of a video's bytes, a line of JSON
-triton_client.py configuration REPOSITORY      prints the configuration of each model, a line of JSON
+Each prints a line of JSON:
+
+triton_client.py documented PROTOCOL URL TIMES      all answers of the code of docs/triton.md, where only protocol and
+                                                    address are others, and of its `ask` so many times, 4 at once
+triton_client.py bytes PROTOCOL URL VIDEO SENTENCE...    the answers of a video's bytes
+triton_client.py configuration REPOSITORY           the configuration of each model
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[4] / "docs" / "triton.md"
+THREADS = 4
 
 
-def grpc(url: str, video: str, *sentences: str) -> list[dict]:
+def documented(protocol: str, url: str, times: str) -> list[list[dict]]:
+    (code,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for old, new in (("tritonclient.grpc as", f"tritonclient.{protocol} as"), ("127.0.0.1:8001", url)):
+        assert old in code
+        code = code.replace(old, new)
+    options: dict[str, Any] = {"client_timeout": 60}
+    if protocol == "http":
+        code, options = code.replace(", client_timeout=60)", ")"), {}
+    names: dict[str, Any] = {}
+    exec(compile(code, str(DOCS), "exec"), names)
+
+    def ask_often(count: int) -> list[list[dict]]:
+        with names["triton"].InferenceServerClient(url) as client:  # a client of each thread's own
+            return [names["ask"](client, "lecture.mp4", ["a blue square"], **options) for _ in range(count)]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(ask_often, [int(times) // THREADS] * THREADS)
+        return [names["answers"], *(answer for some in found for answer in some)]
+
+
+def of_bytes(protocol: str, url: str, video: str, *sentences: str) -> list[dict]:
     import numpy as np
-    from tritonclient.grpc import InferenceServerClient, InferInput
 
+    triton = importlib.import_module(f"tritonclient.{protocol}")
     given = {"sentences": [[s.encode() for s in sentences]], "bytes": [[Path(video).read_bytes()]]}
-    inputs = [InferInput(name, [1, len(rows[0])], "BYTES") for name, rows in given.items()]
+    inputs = [triton.InferInput(name, [1, len(rows[0])], "BYTES") for name, rows in given.items()]
     for one, rows in zip(inputs, given.values()):
         one.set_data_from_numpy(np.array(rows, object))
-    with InferenceServerClient(url) as client:
+    with triton.InferenceServerClient(url) as client:
         return [json.loads(text) for text in client.infer("sdst_ground", inputs).as_numpy("answers")[0]]
 
 
@@ -37,4 +68,5 @@ def configuration(repository: str) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"grpc": grpc, "configuration": configuration}[sys.argv[1]](*sys.argv[2:])))
+    run = {"documented": documented, "bytes": of_bytes, "configuration": configuration}[sys.argv[1]]
+    print(json.dumps(run(*sys.argv[2:])))
