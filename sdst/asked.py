@@ -1,4 +1,4 @@
-"""What `sdst ground` is asked: which of its words are videos, and which are sentences.
+"""What is asked: which words of `sdst ground` are videos, which are sentences, and what of them the model knows.
 
 A word that names something on the disk is never a sentence. One that looks like a path and names nothing is a mistake,
 not a sentence either: `--query` is for sentences that happen to look so.
@@ -50,6 +50,11 @@ def _paths(word: str) -> list[Path] | None:
         what = "no file fits this pattern" if _WILD & set(word) else "no such video file or folder"
         raise InputError(f"{word}: {what}; check the path, or give it with --query if it is a sentence")
     return None
+
+
+def without(query: str, unknown_words: Sequence[str]) -> str:
+    """A line that says that these words of a sentence did not count."""
+    return f"the model does not know {', '.join(map(repr, unknown_words))} and answered {query!r} without"
 
 
 def looks_like_path(word: str) -> bool:

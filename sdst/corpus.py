@@ -12,13 +12,15 @@ from typing import Annotated
 import tyro
 
 from sdst_runtime.corpus.ask import Corpus, Row
-from sdst_runtime.corpus.index import Engine, IndexedCorpus, Listener, index_corpus
+from sdst_runtime.corpus.engines import Engine
+from sdst_runtime.corpus.index import IndexedCorpus, Listener, index_corpus
 from sdst_runtime.corpus.results import require_suffix, write_rows
 from sdst_runtime.corpus.work import Done
 from sdst_runtime.errors import PartialFailure
 from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.strict_json import dump_json
 
+from .asked import without
 from .consoles import make_console
 from .next_step import advise
 from .progress import Told, told
@@ -65,6 +67,8 @@ def ask(
     out: Path | None = None,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     bundle: Path | None = None,
+    engine: Engine = "local",
+    workers: int = 1,
     threads: int | None = None,
 ) -> None:
     """Find the videos of a store that each sentence describes, and the best moment of each.
@@ -78,18 +82,19 @@ def ask(
         out: File for the rows: .parquet, .json or .csv.
         json: Print the rows as JSON, each on a line, instead of a table.
         bundle: The bundle that made the store, where it is no longer where it was.
-        threads: Threads for each model; default: all cores.
+        engine: Where moments are found, as in `sdst corpus index`; the rows are the same.
+        workers: Processes that find moments, each with its own models: worth it for many sentences.
+        threads: Threads for each model; default: all cores, which workers share.
     """
     if out is not None:
         require_suffix(out)
     with Corpus.open(store, bundle, threads) as corpus:
         queries = tuple(dict.fromkeys(sentences))
-        rows = corpus.ask(queries, top)
+        rows = corpus.ask(queries, top, engine=engine, workers=workers)
         unknown = {query: corpus.grounder.tokenizer.unknown_words(query) for query in queries}
     for query, words in unknown.items():
         if words:
-            named = ", ".join(map(repr, words))
-            print(f"warning: the model does not know {named} and answered {query!r} without", file=sys.stderr)  # noqa: T201
+            print(f"warning: {without(query, words)}", file=sys.stderr)  # noqa: T201
     if out is not None:
         write_rows(out, rows)
     if json:

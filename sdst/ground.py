@@ -19,7 +19,7 @@ from sdst_runtime.pages.panels import QueryPanel
 from sdst_runtime.pages.report import Report, write_report
 from sdst_runtime.strict_json import dump_json
 
-from .asked import videos_and_sentences
+from .asked import videos_and_sentences, without
 from .consoles import make_console
 from .panels import latency_rows, video_panel
 from .progress import Told, told
@@ -133,10 +133,7 @@ def print_answers(video: Path, encoded: EncodedVideo, answers: Sequence[Groundin
 
 def unknown_words(answers: Sequence[Grounding]) -> list[str]:
     """What the model does not know of each sentence, a line each; of most sentences nothing."""
-    return [
-        f"the model does not know {', '.join(map(repr, answer.unknown_words))} and answered {answer.query!r} without"
-        for answer in answers if answer.unknown_words
-    ]  # fmt: skip
+    return [without(answer.query, answer.unknown_words) for answer in answers if answer.unknown_words]
 
 
 def print_table(video: Path, features: VideoFeatures, answers: Sequence[Grounding], top: int) -> None:

@@ -39,6 +39,18 @@ class Opens:
     fault: str = ""
 
     def __call__(self) -> Work:
+        if self.fault == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.fault:
             raise InputError(self.fault)
         return Work(self.folder)
+
+
+def tasks(*vids: str) -> list[Task]:
+    """Videos with these ids."""
+    return [Task(vid, f"/videos/{vid}.mp4") for vid in vids]
+
+
+def attempts(folder: Path) -> dict[str, list[int]]:
+    """Process ids that worked at each video."""
+    return {path.name: [int(line) for line in path.read_text().split()] for path in folder.iterdir()}

@@ -14,8 +14,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(done, most_s: float = 60) -> None:
-    deadline_s = time.monotonic() + most_s
+def wait_until(done, limit_s: float = 60) -> None:
+    deadline_s = time.monotonic() + limit_s
     while not done():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)

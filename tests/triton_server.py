@@ -164,7 +164,7 @@ def served(repository: Path, *options: str, ports: Mapping[str, int] | None = No
 def _started(repository: Path, options: Sequence[str], ports: Mapping[str, int] | None) -> TritonServer:
     for _ in range(3):
         server = _start(repository, options, ports or {name: _free_port() for name in PLACES})
-        wait_until(lambda: server.process.poll() is not None or _is_ready(server), most_s=240)  # noqa: B023
+        wait_until(lambda: server.process.poll() is not None or _is_ready(server), limit_s=240)  # noqa: B023
         if server.process.poll() is None:
             return server
         told = server.log.read_text()

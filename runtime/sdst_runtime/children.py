@@ -2,6 +2,7 @@
 
     ProcessPoolExecutor(..., initializer=end_with_parent, initargs=(os.getpid(),))
     with tied_process(["cmake", "--build", "."]) as process: ...                      the command and all that it starts
+    worker = PipedProcess(work, 7)                                    work(pipe, 7) there, worker.pipe and .end() here
 
 Run as a module this file is the keeper of `tied_process`: it holds a pipe to us, whose end is our end.
 """
@@ -14,8 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -31,6 +34,27 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before
         os._exit(1)
+
+
+class PipedProcess:
+    """A new process that runs `work(pipe, *arguments)`, which travel there by pickle, and our end of its pipe.
+
+    When one of the two ends, the other sees the end of the pipe. Start it in `machine.interrupts_ignored`.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        context = get_context("spawn")  # a fork would take over locks of our threads, those of torch too
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()  # so that its end is seen as the end of the pipe
+
+    def end(self) -> int | None:
+        """Stop it where it is; its exit code."""
+        self.process.terminate()
+        self.process.join()
+        self.pipe.close()
+        return self.process.exitcode
 
 
 @contextmanager

@@ -1,28 +1,33 @@
 """Asking a corpus: videos are ordered by alignment, and in the best of them the head finds the moment.
 
 The head's own score does not order videos: it says how sure a moment is among those of its video (docs/corpus.md).
-Shapes: Q sentences, K steps, F width.
+The head's work is cut into batches before workers are asked for: a row's last bits may depend on what shares its batch,
+but not on who computes it. Shapes: Q sentences, K steps, F width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..contracts import ProjectedVideo
-from ..errors import InputError
+from ..contracts import Moment, ProjectedVideo
+from ..errors import InputError, SessionError
 from ..grounding.bundle import Bundle
 from ..grounding.decode import require_finite
 from ..grounding.grounder import Grounder
 from ..grounding.inputs import require_queries
 from ..sessions.base import PROJECTED, SENTENCE, ClosedAtEnd, Session
-from .ranking import Ranking
+from .engines import Engine, run, shared_threads
+from .ranking import Ranked, Ranking
 from .store import Store
+from .team import Died
 
-AT_ONCE = 32  # sentences that share a scan, and whose best videos are in memory together
+AT_ONCE = 32  # sentences that share a scan
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,26 @@ class Row:
     score: float  # 0..1, of the moment
 
 
+@dataclass(frozen=True)
+class Question:
+    """A sentence about one video of the store."""
+
+    video: Ranked
+    query: str
+
+
+class Head:
+    """Finds moments: one a worker process. Raises what opening a bundle and a store does."""
+
+    def __init__(self, bundle: Path, store: Path, threads: int | None) -> None:
+        self._store = Store.open(store)
+        self._grounder = Grounder(bundle, threads, vision=False)
+
+    def __call__(self, batch: Sequence[Question]) -> list[Moment]:
+        """The best moment of each question. Raises InputError when a file is damaged or newer than the ranking."""
+        return best_moments(self._grounder, self._store, batch)
+
+
 class Corpus(ClosedAtEnd):
     """A store that can be asked, with the models of its bundle. A context manager; closed at its end."""
 
@@ -49,26 +74,41 @@ class Corpus(ClosedAtEnd):
         self.store, self.ranking = store, Ranking.open(store)
         self.sentence = bundle.session("sentence", threads)
         self.grounder = Grounder(bundle, threads, vision=False)
-        self._type = self.grounder.grounding_model.head.inputs[PROJECTED].dtype
+        self._threads = threads
 
     @classmethod
     def open(cls, directory: str | Path, bundle: str | Path | None = None, threads: int | None = None) -> Corpus:
-        """A store and its bundle, by default the one that it names."""
+        """A store and its bundle, by default the one that it names. Raises InputError when that is gone."""
         store = Store.open(Path(directory))
+        if bundle is None and not Path(store.facts.bundle).is_dir():
+            raise InputError(
+                f"{directory}: its bundle is no longer {store.facts.bundle}; say where it is with --bundle"
+            )
         return cls(store, Bundle.open(bundle or store.facts.bundle), threads)
 
-    def ask(self, queries: Sequence[str], top: int = 20) -> list[Row]:
+    def ask(self, queries: Sequence[str], top: int = 20, *, engine: Engine = "local", workers: int = 1) -> list[Row]:
         """For each query, in order, the `top` best videos, best first. All are compared with all videos.
 
-        Raises InputError for a sentence that cannot be used, before any model runs.
+        More than one worker, or those of Ray, share the work of the head, each with its own; the rows are the same.
+        Raises InputError for a sentence that cannot be used, before any model runs, and what the workers raise.
         """
         if top < 1:
             raise InputError(f"top: expected at least 1, got {top}")
+        if workers < 1:
+            raise InputError(f"workers: expected at least 1, got {workers}")
         require_queries(queries)
         for query in queries:
             self.grounder.check(query)
-        parts = [list(queries[start : start + AT_ONCE]) for start in range(0, len(queries), AT_ONCE)]
-        return [row for part in parts for row in self._ask(part, top)]
+        ranked = [
+            found for start in range(0, len(queries), AT_ONCE) for found in self._rank(queries[start:][:AT_ONCE], top)
+        ]
+        batches = _batches([question for question, _, _ in ranked], self.grounder.most_rows)
+        moments = self._moments(batches, engine, workers)
+        return [
+            Row(question.query, question.video.vid, rank, aligned, found.start_s, found.end_s, found.score)
+            for question, rank, aligned in ranked
+            for found in (moments[question],)
+        ]
 
     def sentences(self, queries: Sequence[str]) -> np.ndarray:
         """Q K F float32: what the clips are compared with."""
@@ -79,34 +119,59 @@ class Corpus(ClosedAtEnd):
         self.sentence.close()
         self.grounder.close()
 
-    def _ask(self, queries: Sequence[str], top: int) -> list[Row]:
+    def _rank(self, queries: Sequence[str], top: int) -> list[tuple[Question, int, float]]:
+        """(question, rank of its video, alignment) of the best videos for each query."""
         alignment = self.ranking.alignment(self.sentences(queries))
-        best = np.argsort(-alignment, axis=1, kind="stable")[:, :top]  # Q top, indices of videos
-        wanted = [int(video) for video in np.unique(best)]
-        asked = [[place for place in range(len(queries)) if video in best[place]] for video in wanted]
-        jobs = [(self._projected(video), [queries[place] for place in places]) for video, places in zip(wanted, asked)]
-        found = {
-            (place, video): answer.moments[0]
-            for video, places, answers in zip(wanted, asked, self.grounder.ground_many(jobs))
-            for place, answer in zip(places, answers)
-        }
-        rows = []
-        for place, query in enumerate(queries):
-            for rank, video in enumerate(map(int, best[place]), 1):
-                moment, vid = found[place, video], self.ranking.videos[video].vid
-                aligned = float(alignment[place, video])
-                rows.append(Row(query, vid, rank, aligned, moment.start_s, moment.end_s, moment.score))
-        return rows
+        best = np.argsort(-alignment, axis=1, kind="stable")[:, :top]  # Q top, places of videos
+        return [
+            (Question(self.ranking.videos[video], query), rank, float(alignment[place, video]))
+            for place, query in enumerate(queries)
+            for rank, video in enumerate(map(int, best[place]), 1)
+        ]
 
-    def _projected(self, number: int) -> ProjectedVideo:
-        listed = self.ranking.videos[number]
-        stored = self.store.read(listed.vid)
-        if stored.source != listed.source:
-            raise InputError(
-                f"{self.store.path(listed.vid)}: is newer than the ranking of the store; run  sdst corpus index  again"
-            )
-        pieces = tuple(piece.astype(self._type) for piece in stored.video.projected)
-        return replace(stored.video, projected=pieces)
+    def _moments(self, batches: Sequence[Sequence[Question]], engine: Engine, workers: int) -> dict[Question, Moment]:
+        found: dict[Question, Moment] = {}
+        for place, moments in self._work(batches, engine, workers):
+            if isinstance(moments, Died):
+                raise SessionError(f"asking {len(batches[place])} questions: {moments}; ask with fewer workers")
+            found.update(zip(batches[place], moments, strict=True))
+        return found
+
+    def _work(
+        self, batches: Sequence[Sequence[Question]], engine: Engine, workers: int
+    ) -> Iterable[tuple[int, list[Moment] | Died]]:
+        if engine == "local" and workers == 1:
+            return ((place, best_moments(self.grounder, self.store, batch)) for place, batch in enumerate(batches))
+        folders = self.grounder.bundle.directory.absolute(), self.store.directory.absolute()
+        return run(batches, partial(Head, *folders, self._threads or shared_threads(workers)), engine, workers)
+
+
+def best_moments(grounder: Grounder, store: Store, batch: Sequence[Question]) -> list[Moment]:
+    """The best moment of each question, from one batch. Raises what `Head` does."""
+    asked: dict[Ranked, list[str]] = defaultdict(list)
+    for question in batch:
+        asked[question.video].append(question.query)
+    answers = grounder.ground_many([(_projected(grounder, store, video), queries) for video, queries in asked.items()])
+    found = {
+        Question(video, answer.query): answer.moments[0] for video, about in zip(asked, answers) for answer in about
+    }
+    return [found[question] for question in batch]
+
+
+def _batches(questions: Sequence[Question], rows: int) -> list[list[Question]]:
+    """Every question once, in batches of videos of about one length."""
+    order = sorted(dict.fromkeys(questions), key=lambda question: question.video.clips)
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
+def _projected(grounder: Grounder, store: Store, video: Ranked) -> ProjectedVideo:
+    stored = store.read(video.vid)
+    if stored.source != video.source:
+        raise InputError(
+            f"{store.path(video.vid)}: is newer than the ranking of the store; run  sdst corpus index  again"
+        )
+    kind = grounder.grounding_model.head.inputs[PROJECTED].dtype
+    return replace(stored.video, projected=tuple(piece.astype(kind) for piece in stored.video.projected))
 
 
 def pooled_sentences(grounder: Grounder, sentence: Session, queries: Sequence[str]) -> np.ndarray:

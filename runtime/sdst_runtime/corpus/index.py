@@ -9,20 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from ..errors import ContractError, InputError
 from ..files import make_directory
 from ..grounding.bundle import Bundle
-from ..machine import usable_cores
 from ..media.containers import source_digest
-from .local_engine import run_local
+from .engines import Engine, run, shared_threads
 from .ranking import write_ranking
-from .ray_engine import run_ray
 from .store import Store, StoredVideo, claimed
+from .team import Died
 from .work import Done, Indexer, Task
-
-Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def _plan(store: Store, videos: Mapping[str, Path], listener: Listener) -> _Plan
         else:
             if stored is not None:
                 _require_same(vid, path, stored)
-            plan.todo.append(Task(vid, str(path)))
+            plan.todo.append(Task(vid, str(path.absolute())))
         listener.checked(count, len(videos))
     return plan
 
@@ -123,8 +119,11 @@ def _whole(store: Store, known: set[str], damaged: list[str]) -> list[str]:
 
 def _run(tasks: Sequence[Task], bundle: Bundle, store: Store, engine: Engine, workers: int) -> Iterator[Done]:
     if not tasks:
-        return iter(())
-    threads = max(1, usable_cores() // workers)
-    if engine == "ray":
-        return run_ray(tasks, bundle.directory, store.directory, threads, workers)
-    return run_local(tasks, partial(Indexer, bundle.directory, store.directory, threads), workers)
+        return
+    folders = bundle.directory.absolute(), store.directory.absolute()
+    for place, done in run(tasks, partial(Indexer, *folders, shared_threads(workers)), engine, workers):
+        task = tasks[place]
+        if isinstance(done, Died):
+            yield Done(task.vid, 0, f"{task.path}: {done}; index it with fewer workers, or leave it out")
+        else:
+            yield done

@@ -1,86 +1,117 @@
-"""Workers of a Ray cluster, through Ray Data: the same work, on the machines that RAY_ADDRESS names or on this one.
+"""Workers of a Ray cluster, on the machines that RAY_ADDRESS names or on this one: an actor each.
 
-Ray restarts a worker that died and gives its videos to another. It reports what came of a video at least once; here
-that becomes once.
+Actors and not Ray Data, which tells a result at least once, holds a worker's death against the tasks that are queued
+behind it (tried with 2.60), and needs pandas and pyarrow in every worker.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import secrets
+import sys
+from collections.abc import Callable
 from typing import Any
 
-from ..errors import InputError, SdstError, require_package
-from .work import Done, Indexer, Task
+from ..errors import SdstError, SessionError, require_package
+from .team import Died, Ready
 
-BLOCK = 4  # videos that a worker takes at a time, at most: those of a killed one are done again
-_CPUS = 0.5  # of a worker, as Ray counts: workers that hold all CPUs starve its own tasks
+_CPUS = 0.5  # of a worker, as Ray counts; the threads of its models are another matter
+_STARTS = 3  # Ray gives itself 30 s to start, which a busy machine may miss
+_STORE_BYTES = 100 << 20  # of Ray's object store, through which tasks and results pass; by default a third of memory
 
 
-def run_ray(tasks: Sequence[Task], bundle: Path, store: Path, threads: int | None, workers: int) -> Iterator[Done]:
-    """What came of each task, once, as it is done. All machines see bundle, store and videos under the same paths.
+class RayTeam:
+    """A Team of actors, each with the work that `open_work` gives; it must find the same paths on every machine.
 
-    Raises DependencyError without Ray, InputError when a task cannot be finished, as when the store cannot be written.
+    Raises DependencyError without Ray, SessionError when there is no cluster to work on.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray: Any = require_package("ray", "corpus")
-    data: Any = require_package("ray.data", "corpus")
-    own = not ray.is_initialized()
-    if own:
-        _connect(ray)
-    seen: set[str] = set()
-    try:
-        data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        rows = [{"vid": task.vid, "path": task.path} for task in tasks]
-        blocks = max(workers, -(-len(rows) // BLOCK))
-        done = data.from_items(rows, override_num_blocks=min(blocks, len(rows))).map(
-            _RayIndexer, fn_constructor_args=(str(bundle.absolute()), str(store.absolute()), threads),
-            compute=data.ActorPoolStrategy(size=min(workers, len(rows))), num_cpus=_CPUS,
-        )  # fmt: skip
-        for row in done.iter_rows():
-            if row["error"]:
-                raise InputError(row["error"])
-            if row["vid"] not in seen:
-                seen.add(row["vid"])
-                yield Done(row["vid"], row["clips"], row["reason"])
-    except ray.exceptions.RayError as error:
-        raise InputError(
-            f"ray: {' '.join(str(error).split())[-300:]}; run again, which goes on where it ended"
-        ) from error
-    finally:
-        if own:
-            ray.shutdown()
 
+    def __init__(self, open_work: Callable[[], Callable[[Any], Any]]) -> None:
+        self._own, self._ray = _connect()
+        self._open_work = open_work
+        self._actors: dict[int, Any] = {}
+        self._awaited: dict[Any, int] = {}  # Ray's reference to a worker's next word -> worker
+        self._started = 0
 
-class _RayIndexer:
-    """An Indexer between rows of Ray Data."""
+    def start(self) -> None:
+        """Begin another actor, now or as soon as the cluster has room for it."""
+        actor = self._ray.remote(CorpusWorker).options(num_cpus=_CPUS).remote()
+        self._actors[self._started] = actor
+        self._awaited[actor.open.remote(self._open_work)] = self._started
+        self._started += 1
 
-    def __init__(self, bundle: str, store: str, threads: int | None) -> None:
-        self._indexer, self._error = None, ""
+    def hear(self) -> tuple[int, Any]:
+        """The next word of any worker. Raises SessionError when Ray or the work fails otherwise."""
+        found: Any = self._ray.exceptions
+        (word,), _ = self._ray.wait(list(self._awaited), num_returns=1)
+        worker = self._awaited.pop(word)
         try:
-            self._indexer = Indexer(Path(bundle), Path(store), threads)
-        except SdstError as error:  # Ray would start an actor that fails again and again
-            self._error = str(error)
+            return worker, self._ray.get(word)
+        except found.RayActorError as error:
+            self._ray.kill(self._actors.pop(worker))  # it may live, where nobody reaches it
+            return worker, Died(_shown(error))
+        except found.RayError as error:
+            raise SessionError(f"ray: {_shown(error)}; run again, which goes on where it ended") from error
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        done, error = Done(row["vid"], 0), self._error
-        if self._indexer is not None:
-            try:
-                done = self._indexer(Task(row["vid"], row["path"]))
-            except SdstError as failure:
-                error = str(failure)
-        return {"vid": done.vid, "clips": done.clips, "reason": done.reason, "error": error}
+    def give(self, worker: int, task: Any) -> None:
+        """Send a task."""
+        self._awaited[self._actors[worker].work.remote(task)] = worker
+
+    def close(self) -> None:
+        """End all actors, and Ray where it was started here."""
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        if self._own:
+            self._ray.shutdown()
 
 
-def _connect(ray: Any) -> None:
-    """To the cluster of RAY_ADDRESS; without it Ray starts on this machine, reachable from here alone."""
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING,
-            _node_ip_address="127.0.0.1",
-        )  # fmt: skip
+class CorpusWorker:
+    """The actor. What the work raises on purpose is a result: Ray would wrap it."""
+
+    def open(self, open_work: Callable[[], Callable[[Any], Any]]) -> Ready | SdstError:
+        """Open what it works with."""
+        try:
+            self._work = open_work()
+        except SdstError as error:
+            return error
+        return Ready()
+
+    def work(self, task: Any) -> Any:
+        """What came of a task."""
+        try:
+            return self._work(task)
+        except SdstError as error:
+            return error
+
+
+def _shown(error: Exception) -> str:
+    """The end of Ray's words, which is where the reason is, as one line."""
+    return " ".join(str(error).split())[-300:]
+
+
+def _connect() -> tuple[bool, Any]:
+    """Whether Ray was started here, and Ray: that of this process, of RAY_ADDRESS, or one on this machine alone."""
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address and "ray" not in sys.modules:  # Ray reads them when it is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 0: it listens on the loopback only
+        if "RAY_AUTH_MODE" not in os.environ:  # else Ray leaves a token in the home directory
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    ray: Any = require_package("ray", "corpus")
+    if ray.is_initialized():
+        return False, ray
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        settings |= {"address": "local", "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        settings |= {"_system_config": {"worker_niceness": 0}}
+    for left in reversed(range(1 if address else _STARTS)):
+        try:
+            ray.init(**settings)
+            break
+        except Exception as error:  # Ray raises bare ones too
+            ray.shutdown()
+            if not left:
+                where = f"expected the cluster of RAY_ADDRESS {address!r}" if address else "expected it to start here"
+                raise SessionError(f"ray: {where}, got {_shown(error)}") from error
+    return True, ray

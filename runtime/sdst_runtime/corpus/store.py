@@ -111,10 +111,11 @@ class Store:
         """Of all videos with a file, sorted."""
         return sorted(path.stem for path in (self.directory / "videos").glob("*.safetensors"))
 
-    def write(self, vid: str, encoded: EncodedVideo, source: str, path: Path) -> None:
-        """Write a video's file, whole or not at all. Raises InputError when it cannot be written."""
-        arrays = {"vectors": np.concatenate([unit_vectors(piece) for piece in encoded.projected])}
-        arrays |= {f"projected.{i}": half(piece, path) for i, piece in enumerate(encoded.projected)}
+    def write(self, vid: str, encoded: EncodedVideo, arrays: dict[str, np.ndarray], source: str, path: Path) -> None:
+        """Write a video's file, whole or not at all; `arrays` are its `stored_arrays`, `source` the digest of `path`.
+
+        Raises InputError when it cannot be written.
+        """
         write_arrays(
             self.path(vid), arrays, spec=encoded.spec.to_json(), duration_s=json.dumps(encoded.duration_s),
             windows=json.dumps([(window.start, window.stop) for window in encoded.windows]), source=source,
@@ -170,10 +171,11 @@ def unit_vectors(projected: np.ndarray) -> np.ndarray:
     return np.rint(values / length * SCALE).astype(np.int8)
 
 
-def half(projected: np.ndarray, source: object) -> np.ndarray:
-    """The same in float16. Raises InputError, naming `source`, when a value exceeds it."""
+def stored_arrays(encoded: EncodedVideo, path: Path) -> dict[str, np.ndarray]:
+    """`vectors` and `projected.i` of a video. Raises InputError, naming `path`, when a value exceeds float16."""
     with np.errstate(over="ignore"):
-        values = projected.astype(np.float16)
-    if not np.isfinite(values).all():
-        raise InputError(f"{source}: its projected features exceed float16, which a store keeps; they cannot be stored")
-    return values
+        halves = [piece.astype(np.float16) for piece in encoded.projected]
+    if not all(np.isfinite(piece).all() for piece in halves):
+        raise InputError(f"{path}: its projected features exceed float16, which a store keeps; they cannot be stored")
+    vectors = np.concatenate([unit_vectors(piece) for piece in encoded.projected])
+    return {"vectors": vectors} | {f"projected.{i}": piece for i, piece in enumerate(halves)}

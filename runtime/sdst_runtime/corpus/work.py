@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..grounding.bundle import Bundle
 from ..grounding.grounder import Grounder
 from ..media.containers import source_digest
-from .store import Store, half
+from .store import Store, stored_arrays
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Task:
     """A video to index."""
 
     vid: str
-    path: str
+    path: str  # absolute: a worker may run elsewhere
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ class Indexer:
         source = source_digest(path)  # before it is read: what is there later may be another file
         try:
             encoded = self._grounder.encode(path)
-            for piece in encoded.projected:
-                half(piece, path)
+            arrays = stored_arrays(encoded, path)
         except InputError as error:
             return Done(task.vid, 0, str(error))
-        self._store.write(task.vid, encoded, source, path)
+        self._store.write(task.vid, encoded, arrays, source, path)
         return Done(task.vid, len(encoded.features))

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
 
+from ..children import PipedProcess
 from ..contracts import FeatureSpec
 from ..errors import InputError, require_package
 from ..machine import interrupts_ignored, usable_cores
@@ -70,13 +70,11 @@ def decoding(
     try:
         with interrupts_ignored():
             for _ in range(min(workers or usable_cores(), len(paths))):
-                team.append(_start(spec))
+                team.append(_Worker(PipedProcess(_work, spec)))
         yield _messages(team, paths)
     finally:
         for worker in team:
-            worker.process.terminate()
-            worker.process.join()
-            worker.pipe.close()
+            worker.child.end()
 
 
 def decode_pieces(video: int, path: Path, spec: FeatureSpec, threads: int) -> Iterator[Piece | Unusable]:
@@ -106,18 +104,8 @@ def pieces_of(video: int, stream: ClipStream, source: str = "") -> Iterator[Piec
 
 @dataclass
 class _Worker:
-    process: SpawnProcess
-    pipe: Connection
+    child: PipedProcess
     given: deque[int] = field(default_factory=deque)  # videos that it has not finished; it is at the first
-
-
-def _start(spec: FeatureSpec) -> _Worker:
-    context = get_context("spawn")  # a fork of a process that runs threads (torch) may hang
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, spec), daemon=True)
-    process.start()
-    theirs.close()  # so that its end is seen as the end of the pipe
-    return _Worker(process, ours)
 
 
 def _messages(team: list[_Worker], paths: Sequence[Path]) -> Iterator[Piece | Unusable]:
@@ -125,7 +113,7 @@ def _messages(team: list[_Worker], paths: Sequence[Path]) -> Iterator[Piece | Un
     for _ in range(_AHEAD):
         for worker in team:
             _give_next(worker, waiting, paths)
-    while busy := {worker.pipe: worker for worker in team if worker.given}:
+    while busy := {worker.child.pipe: worker for worker in team if worker.given}:
         for pipe in connection.wait(list(busy)):
             worker = busy[pipe]  # pyright: ignore[reportArgumentType]  wait returns what it was given
             message = _receive(worker, paths)
@@ -141,23 +129,24 @@ def _give_next(worker: _Worker, waiting: deque[tuple[int, Path]], paths: Sequenc
     job = waiting.popleft()
     worker.given.append(job[0])
     try:
-        worker.pipe.send(job)
+        worker.child.pipe.send(job)
     except OSError as error:
         raise _death(worker, paths) from error
 
 
 def _receive(worker: _Worker, paths: Sequence[Path]) -> Piece | Unusable:
     try:
-        return worker.pipe.recv()
+        return worker.child.pipe.recv()
     except (EOFError, OSError) as error:
         raise _death(worker, paths) from error
 
 
 def _death(worker: _Worker, paths: Sequence[Path]) -> InputError:
-    worker.process.join()
+    worker.child.process.join()
+    code = worker.child.process.exitcode
     return InputError(
-        f"{paths[worker.given[0]]}: the process that decoded it died (exit code {worker.process.exitcode}; -9 is often "
-        "a lack of memory): run again with fewer workers, or without this video"
+        f"{paths[worker.given[0]]}: the process that decoded it died (exit code {code}; -9 is often a lack of memory): "
+        "run again with fewer workers, or without this video"
     )
 
 

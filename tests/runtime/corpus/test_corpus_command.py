@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from processes import alive, wait_until
 from sdst.cli import main
 from sdst_runtime import Grounder
 from sdst_runtime.corpus.ask import Corpus, Row
-from sdst_runtime.corpus.store import Store, claimed
+from sdst_runtime.corpus.store import FACTS, Store, claimed
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
 from sdst_runtime.sessions.base import GROUNDER_MODELS
 
+RAY_S = 300  # for a command with Ray, which takes 25 s on a busy machine
 SENTENCES = ("when does the red circle move to the left?", "a blue square spins")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux: /proc, and its end of processes")
 
@@ -121,6 +123,35 @@ def test_rows_as_parquet(indexed, tmp_path):
     assert [Row(**row) for row in table.to_pylist()] == rows_of(indexed)
 
 
+# ---------------------------------------------------------------- who does the work
+
+MANY = [f"{SENTENCES[0][:-1]} after a blue square spins {i} times?" for i in range(6)]  # batches of the head: 3
+
+
+def test_rows_do_not_depend_on_the_number_of_workers(indexed):
+    with Corpus.open(indexed, threads=1) as corpus:
+        alone = corpus.ask(MANY, top=12)
+        assert len(alone) == 72 > 2 * corpus.grounder.most_rows
+        assert corpus.ask(MANY, top=12, workers=2) == alone
+
+
+@LINUX
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[corpus]'")
+def test_ray_makes_the_same_store_and_the_same_rows(indexed, videos, exported, tmp_path):
+    store, out = tmp_path / "store", tmp_path / "rows.json"
+    with start(videos, exported.directory, store, "--engine", "ray") as process:
+        said = process.communicate(timeout=RAY_S)[1]
+    assert process.returncode == 0, said
+    assert "12 videos indexed" in said
+    assert content(store) == content(indexed)
+    ask = ["corpus", "ask", str(store), *MANY, "--top", "12", "--out", str(out), "--threads", "1"]
+    command = [sys.executable, "-m", "sdst", *ask, "--engine", "ray", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_S, check=False)
+    assert done.returncode == 0, done.stderr
+    with Corpus.open(indexed, threads=1) as corpus:
+        assert json.loads(out.read_text()) == [asdict(row) for row in corpus.ask(MANY, top=12)]
+
+
 # ---------------------------------------------------------------- what is made again
 
 
@@ -210,6 +241,16 @@ def test_a_store_of_another_bundle_is_refused(indexed, videos, exported_fp16, ca
         Corpus.open(indexed, exported_fp16)
 
 
+def test_a_bundle_that_has_moved_is_asked_for(indexed, exported, tmp_path, capsys):
+    store, moved = copied(indexed, tmp_path), tmp_path / "moved"
+    facts = json.loads((store / FACTS).read_text())
+    (store / FACTS).write_text(json.dumps(facts | {"bundle": str(moved)}))
+    ask = ["corpus", "ask", str(store), *SENTENCES, "--top", "12", "--threads", "1"]
+    assert f"its bundle is no longer {moved}; say where it is with --bundle" in refused(capsys, main(ask))
+    shutil.copytree(exported.directory, moved)
+    assert rows_of(store) == rows_of(indexed)
+
+
 def test_a_bundle_without_a_sentence_model_is_refused_before_any_work(videos, exported, tmp_path, capsys):
     old = shutil.copytree(exported.directory, tmp_path / "old")
     (old / "sentence.onnx").unlink()
@@ -244,9 +285,9 @@ def capsys_of(capsys, code: int) -> str:
 # ---------------------------------------------------------------- killed
 
 
-def start(videos: Path, bundle: Path, out: Path, **options) -> subprocess.Popen[str]:
+def start(videos: Path, bundle: Path, out: Path, *more: str, **options) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "sdst", "corpus", "index", str(videos), "--bundle", str(bundle), "--out", str(out)]
-    return subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen([*command, "--workers", "2", *more], stderr=subprocess.PIPE, text=True, **options)
 
 
 def workers_of(pid: int) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from sdst_runtime.contracts import EncodedVideo, FeatureSpec, Window
 from sdst_runtime.corpus import ranking
 from sdst_runtime.corpus.ranking import Ranking, write_ranking
-from sdst_runtime.corpus.store import FACTS, FORMAT, Store, StoreFacts, unit_vectors
+from sdst_runtime.corpus.store import FACTS, FORMAT, Store, StoreFacts, stored_arrays, unit_vectors
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import write_json
 
@@ -31,7 +31,8 @@ def store(tmp_path) -> Store:
         projected = tuple(rng.standard_normal((n, K, F)).astype(np.float32) * 5 for n in lengths)
         features = np.zeros((clips, K, 12), np.float16)
         encoded = EncodedVideo(features, float(clips), SPEC, windows, projected, "p" * 64, ("cut",), decoder="x")
-        made.write(vid, encoded, f"digest of {vid}", tmp_path / f"{vid}.mp4")
+        path = tmp_path / f"{vid}.mp4"
+        made.write(vid, encoded, stored_arrays(encoded, path), f"digest of {vid}", path)
     return made
 
 
@@ -107,9 +108,8 @@ def test_what_is_damaged_or_missing_is_told(store):
     assert not list(store.directory.glob("ranking-*.npy"))
 
 
-def test_what_float16_cannot_hold_is_refused(store, tmp_path):
+def test_what_float16_cannot_hold_is_refused(tmp_path):
     projected = (np.full((2, K, F), 7e4, np.float32),)
     encoded = EncodedVideo(np.zeros((2, K, 12), np.float16), 2.0, SPEC, (Window(0, 2),), projected, "p" * 64)
     with pytest.raises(InputError, match=r"x.mp4: its projected features exceed float16"):
-        store.write("x", encoded, "", tmp_path / "x.mp4")
-    assert "x" not in store.ids()
+        stored_arrays(encoded, tmp_path / "x.mp4")

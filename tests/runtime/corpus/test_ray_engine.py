@@ -1,7 +1,6 @@
-"""The engine of Ray Data gives the store and the rows of the local one; its worker and its driver killed.
+"""Workers of Ray, on this machine: each video once, whoever dies; nothing stays, nothing listens to the network.
 
-Ray is no part of what the tests install: `pip install '.[corpus]'`. A bundle and videos come from outside, as an
-environment with Ray need not have torch:  SDST_CORPUS_BUNDLE=BUNDLE SDST_CORPUS_VIDEOS=FOLDER pytest FILE
+The work is a stand-in for the models (corpus_work.py); test_corpus_command.py has the real one.
 """
 
 from __future__ import annotations
@@ -10,108 +9,166 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from corpus_work import Opens, attempts, tasks
+from places import TESTS
+from processes import alive, wait_until
 
-pytest.importorskip("ray.data", reason="needs Ray: pip install '.[corpus]'")
+from sdst_runtime.corpus import ray_engine
+from sdst_runtime.corpus.engines import run
+from sdst_runtime.corpus.team import MOST_DEATHS, Died
+from sdst_runtime.corpus.work import Done
+from sdst_runtime.errors import InputError, SessionError
 
-SENTENCES = ("when does the red circle move to the left?", "a blue square spins")
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[corpus]'"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux: /proc"),
+]
 
-
-@pytest.fixture(scope="module")
-def world() -> tuple[Path, Path]:
-    """A bundle and a folder of at least 8 videos."""
-    given = [os.environ.get(name) for name in ("SDST_CORPUS_BUNDLE", "SDST_CORPUS_VIDEOS")]
-    if not all(given):
-        pytest.skip("needs SDST_CORPUS_BUNDLE, a bundle, and SDST_CORPUS_VIDEOS, a folder of videos")
-    bundle, videos = (Path(one) for one in given if one)
-    assert len(list(videos.iterdir())) >= 8
-    return bundle, videos
-
-
-def start(world: tuple[Path, Path], out: Path, engine: str) -> subprocess.Popen[str]:
-    bundle, videos = world
-    command = [sys.executable, "-m", "sdst", "corpus", "index", str(videos), "--bundle", str(bundle), "--out", str(out)]
-    return subprocess.Popen([*command, "--engine", engine, "--workers", "2"], stderr=subprocess.PIPE, text=True)
-
-
-def run(world: tuple[Path, Path], out: Path, engine: str) -> str:
-    """What it said, when it ended well."""
-    with start(world, out, engine) as process:
-        said = process.communicate()[1]
-    assert process.returncode == 0, said
-    return said
+LIMIT_S = 300  # Ray takes 4 s to start on an idle machine of 2 cores, and 25 s on a busy one
+DRIVER = """
+import sys
+from pathlib import Path
+from corpus_work import Opens, tasks
+from sdst_runtime.corpus.engines import run
+if __name__ == "__main__":
+    for done in run(tasks(*[f"waits{i}" for i in range(4)]), Opens(Path(sys.argv[1])), "ray", 2):
+        print(done)
+"""
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world, tmp_path_factory) -> Path:
-    """The store that the local engine makes."""
-    out = tmp_path_factory.mktemp("local") / "store"
-    run(world, out, "local")
-    return out
+def ray() -> Iterator[object]:
+    """A Ray of this process, started as a run starts it; those of the tests use it, and leave it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)  # for corpus_work in its workers
+        team = ray_engine.RayTeam(Opens(Path()))
+    import ray
+
+    yield ray
+    team.close()
+    assert not ray.is_initialized()
 
 
-def require_same(store: Path, other: Path) -> None:
-    """Files equal to the byte, and so the rows."""
-    from sdst_runtime.corpus.ask import Corpus
+def test_each_video_once_whoever_dies(ray, tmp_path):
+    names = ["a", "once1", "dies", "b", "once2", "c"]
+    done = dict(run(tasks(*names), Opens(tmp_path), "ray", 2))
+    assert len(done) == len(names)
+    assert {place: found for place, found in done.items() if place != 2} == {
+        place: Done(name, 7) for place, name in enumerate(names) if place != 2
+    }
+    assert isinstance(done[2], Died)
+    tried = attempts(tmp_path)
+    assert {vid: len(pids) for vid, pids in tried.items()} == {
+        "a": 1, "once1": 2, "dies": MOST_DEATHS, "b": 1, "once2": 2, "c": 1,
+    }  # fmt: skip
+    assert os.getpid() not in {pid for pids in tried.values() for pid in pids}
+    wait_until(lambda: not any(alive(pid) for pids in tried.values() for pid in pids), LIMIT_S)
+    assert ray.is_initialized()
 
-    first, second = ({p.name: p.read_bytes() for p in (one / "videos").iterdir()} for one in (store, other))
-    assert first == second
-    rows = []
-    for place in (store, other):
-        with Corpus.open(place, threads=1) as corpus:
-            rows.append(corpus.ask(SENTENCES, top=10))
-    assert rows[0] == rows[1]
+
+def test_what_ends_the_run_is_raised_and_no_worker_stays(ray, tmp_path):
+    with pytest.raises(InputError, match=r"^cannot write the store: No space left on device$"):
+        list(run(tasks("full", "waits"), Opens(tmp_path), "ray", 2))
+    wait_until(lambda: not any(alive(pid) for pids in attempts(tmp_path).values() for pid in pids), LIMIT_S)
+    with pytest.raises(InputError, match=r"^no such bundle$"):
+        next(run(tasks("a"), Opens(tmp_path, "no such bundle"), "ray", 1))
+    with pytest.raises(SessionError, match=rf"^{MOST_DEATHS} workers died before they could work \("):
+        next(run(tasks("a"), Opens(tmp_path, "dies"), "ray", 1))
 
 
-def actors() -> Iterator[int]:
-    """Processes of Ray that hold the models: those that run _RayIndexer."""
-    for folder in Path("/proc").glob("[0-9]*"):
+def test_more_workers_than_the_cluster_has_room_for(ray, tmp_path):
+    workers = 2 * int(ray.cluster_resources()["CPU"]) + 1
+    names = [f"v{i}" for i in range(workers)]
+    assert sorted(run(tasks(*names), Opens(tmp_path), "ray", workers)) == [
+        (i, Done(name, 7)) for i, name in enumerate(names)
+    ]
+
+
+def test_all_of_it_listens_on_the_loopback_alone(ray):
+    """Ray's ports take commands from whoever reaches them and has the token."""
+    pids = [pid for pid in descendants(os.getpid()) if b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    listening = {address for pid in [os.getpid(), *pids] for address in listens(pid)}
+    assert len(pids) > 2
+    assert listening
+    assert all(address in ("0100007F", "0" * 16 + "FFFF0000" + "0100007F") for address in listening), listening
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+class SlowRay:
+    """Its first starts take longer than Ray gives itself."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.starts, self.ends = failures, 0, 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **settings: object) -> None:
+        self.starts += 1
+        if self.starts <= self.failures:
+            raise Exception("The current node timed out during startup.")
+
+    def shutdown(self) -> None:
+        self.ends += 1
+
+
+@pytest.mark.parametrize(("failures", "address", "starts"), [(0, "", 1), (2, "", 3), (3, "", 3), (1, "host:1", 1)])
+def test_a_start_that_takes_too_long_is_tried_again(monkeypatch, failures, address, starts):
+    slow = SlowRay(failures)
+    monkeypatch.setattr(ray_engine, "require_package", lambda *_: slow)
+    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": address})
+    if failures < starts:
+        ray_engine.RayTeam(Opens(Path())).close()
+    else:
+        with pytest.raises(SessionError, match=r"^ray: expected .*, got The current node timed out during startup\.$"):
+            ray_engine.RayTeam(Opens(Path()))
+    assert (slow.starts, slow.ends) == (starts, starts)
+
+
+def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+    script, folder = tmp_path / "driver.py", tmp_path / "log"
+    script.write_text(DRIVER)
+    folder.mkdir()
+    driver = subprocess.Popen([sys.executable, str(script), str(folder)], env=os.environ | {"PYTHONPATH": str(TESTS)})
+    wait_until(lambda: len(attempts(folder)) == 2 and all(attempts(folder).values()), LIMIT_S)
+    pids = [pid for each in attempts(folder).values() for pid in each]
+    started = [pid for pid in descendants(driver.pid) if pid not in pids]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(30)
+    wait_until(lambda: not any(alive(pid) for pid in pids), LIMIT_S)
+    for pid in started:  # Ray's two agents would need two minutes to notice
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*/task/[0-9]*/children"):
+        if int(folder.parts[2]) == pid:
+            found += [int(child) for child in folder.read_text().split()]
+    return found + [below for child in found for below in descendants(child)]
+
+
+def listens(pid: int) -> set[str]:
+    """The addresses that a process accepts TCP connections at, as /proc writes them."""
+    inodes = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            if b"RayIndexer" in (folder / "cmdline").read_bytes() and os.getuid() == folder.stat().st_uid:
-                yield int(folder.name)
-        except (FileNotFoundError, ProcessLookupError):
+            name = os.readlink(file)
+        except FileNotFoundError:
             continue
-
-
-def wait_for_files(store: Path, count: int) -> None:
-    deadline_s = time.monotonic() + 180
-    while len(list(store.glob("videos/*.safetensors"))) < count:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-
-
-def test_it_makes_the_store_of_the_local_engine(world, undisturbed, tmp_path):
-    said = run(world, tmp_path / "store", "ray")
-    assert " 0 failed" in said
-    require_same(tmp_path / "store", undisturbed)
-
-
-def test_a_killed_worker_loses_and_doubles_nothing(world, undisturbed, tmp_path):
-    store = tmp_path / "store"
-    with start(world, store, "ray") as process:
-        wait_for_files(store, 1)
-        victim = next(actors())
-        os.kill(victim, signal.SIGKILL)
-        said = process.communicate()[1]
-    assert process.returncode == 0, said
-    assert f"{len(list(world[1].iterdir()))} videos indexed" in said
-    require_same(store, undisturbed)
-
-
-def test_a_killed_driver_goes_on_where_it_ended(world, undisturbed, tmp_path):
-    store = tmp_path / "store"
-    with start(world, store, "ray") as process:
-        wait_for_files(store, 1)
-        process.kill()
-        process.wait()
-    deadline_s = time.monotonic() + 60
-    while any(True for _ in actors()):
-        assert time.monotonic() < deadline_s, "Ray's workers outlived their driver"
-        time.sleep(0.1)
-    said = run(world, store, "ray")
-    assert "0 were there" not in said
-    require_same(store, undisturbed)
+        if name.startswith("socket:["):
+            inodes.add(name[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1].split(":")[0])
+    return found
