@@ -458,7 +458,7 @@ def test_the_digest_of_a_source(tmp_path: Path) -> None:
 
 
 def test_frames_do_not_wait_for_the_garbage_collector():
-    """Frames in circles of references would pile up in hundreds, each with its picture, before Python looks for them."""
+    """In circles of references they would pile up in hundreds, each with its picture, before Python looks for them."""
     read(VIDEOS / "ref.mp4")  # what is imported once
     gc.collect()
     gc.disable()
