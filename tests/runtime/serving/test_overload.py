@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from processes import alive, wait_until
@@ -63,17 +65,16 @@ def test_full_uploads(server, clip):
 
 def test_slow_uploads_hold_no_place_of_those_that_are_here(exported, tmp_path, clip):
     """They have places of their own, which are free again when they are cut off."""
-    options = ("--uploads", "1", "--receives", "3", "--receive-timeout-s", "20")
+    options = ("--uploads", "1", "--receives", "3", "--receive-kib-s", "1e-6")
     with serving(exported.directory, tmp_path, *options) as served:
-        slow = [slow_upload(served) for _ in range(2)]
-        wait_until(lambda: served.metric("sdst_receiving") == 2)
-        beside = served.upload(clip)
-        still = served.metric("sdst_receiving")
-        slow.append(slow_upload(served))
-        wait_until(lambda: served.metric("sdst_receiving") == 3)
-        refused = served.upload(clip)
-        for client in slow:
-            client.close()
+        with slow_uploads() as slow:
+            slow += [slow_upload(served) for _ in range(2)]
+            wait_until(lambda: served.metric("sdst_receiving") == 2)
+            beside = served.upload(clip)
+            still = served.metric("sdst_receiving")
+            slow.append(slow_upload(served))
+            wait_until(lambda: served.metric("sdst_receiving") == 3)
+            refused = served.upload(clip)
         wait_until(lambda: served.metric("sdst_receiving") == 0)
 
         assert (beside.status, still) == (201, 2)
@@ -159,6 +160,29 @@ def slow_upload(server: Served) -> socket.socket:
     head = f"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: {OCTETS}\r\nContent-Length: 9999\r\n\r\n"
     client.sendall(head.encode() + b"x")
     return client
+
+
+@contextmanager
+def slow_uploads() -> Iterator[list[socket.socket]]:
+    """Uploads that get a byte now and then; closed at the end."""
+    clients: list[socket.socket] = []
+    ended = threading.Event()
+
+    def feed() -> None:
+        while not ended.wait(0.2):
+            for client in clients:
+                with suppress(OSError):
+                    client.sendall(b"x")
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        yield clients
+    finally:
+        ended.set()
+        feeder.join()
+        for client in clients:
+            client.close()
 
 
 def dribble(server: Served) -> bytes:

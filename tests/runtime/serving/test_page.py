@@ -190,9 +190,14 @@ def test_a_token_for_the_videos_of_the_server(exported, tmp_path, video):
     ):
         tab.wait_for_selector("#token")
         assert tab.inner_text("#fault") == ""
+        tab.fill("#token", "another")
+        tab.press("#token", "Enter")
+        until(tab, "document.getElementById('fault').textContent.includes('not the server')")
         tab.fill("#token", TOKEN)
         tab.press("#token", "Enter")
         tab.click("#names button")
+        assert tab.inner_text("#fault") == ""
+        assert not tab.is_visible("#token")
         ask(tab, QUERY)
 
         until(tab, "document.getElementById('video').readyState > 0")

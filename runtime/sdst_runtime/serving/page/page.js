@@ -49,7 +49,8 @@ function request(method, path, { body = null, type = "", answer = "json", began 
     call.upload.onprogress = (event) => onSent(event.loaded / event.total);
     call.onload = () => done(call);
     call.onabort = () => failed(new Refused("aborted", ""));
-    call.onerror = () => failed(new Refused("gone", "The connection to the server broke: it has ended, or takes no file of this size."));
+    call.onerror = () => failed(new Refused("gone",
+      "The connection to the server broke: it has ended, or takes no file of this size."));
     began(call);
     call.send(body);
   });
@@ -67,7 +68,8 @@ async function ask_server(method, path, options = {}) {
     }
     if (call.status === 401) {
       $("secret").hidden = false;
-      throw new Refused("unauthorized", "This server asks for a token.");
+      const given = $("token").value !== "";
+      throw new Refused("unauthorized", given ? "This is not the server's token." : "This server asks for a token.");
     }
     const error = call.response?.error;
     throw new Refused(error?.code, error?.message ?? `The server answered with status ${call.status}.`);
@@ -120,13 +122,14 @@ function upload() {
     else $("progress").removeAttribute("value"); // so long as the server reads it
     say(part < 1 ? `Sending ${name}: ${Math.floor(100 * part)} %` : `Reading ${name} …`);
   };
-  const options = { began: (call) => { sending = call; }, onSent, onBusy: (text) => { if (choice === chosen) say(text); } };
-  if (file) Object.assign(options, { body: file, type: file.type.startsWith("video/") ? file.type : "application/octet-stream" });
-  else Object.assign(options, { body: JSON.stringify({ path }), type: "application/json" });
+  const onBusy = (text) => { if (choice === chosen) say(text); };
+  const began = (call) => { sending = call; };
+  const bytes = file?.type.startsWith("video/") ? file.type : "application/octet-stream";
+  const what = file ? { body: file, type: bytes } : { body: JSON.stringify({ path }), type: "application/json" };
   $("warnings").hidden = true;
   $("warnings").replaceChildren();
   onSent(file ? 0 : 1);
-  const mine = sent = ask_server("POST", "v1/videos", options);
+  const mine = sent = ask_server("POST", "v1/videos", { ...what, began, onSent, onBusy });
   mine.then((known) => {
     if (mine !== sent) return;
     $("progress").hidden = true;
@@ -148,7 +151,8 @@ function warn(text) {
 }
 
 video.addEventListener("error", () => {
-  if (chosen && video.getAttribute("src")) warn("This browser cannot play the file; its moments are found all the same.");
+  if (!chosen || !video.getAttribute("src")) return;
+  warn("This browser cannot play the file; its moments are found all the same.");
 });
 
 const drop = $("drop");
@@ -170,9 +174,11 @@ async function list(after = "") {
   try {
     found = await ask_server("GET", `v1/files?${asked_for}`);
   } catch (refused) {
-    if (refused.code !== "unauthorized") complain(refused.message);
+    if (refused.code !== "unauthorized" || $("token").value) complain(refused.message);
     return;
   }
+  if ($("secret").contains(document.activeElement)) $("file").focus();
+  $("secret").hidden = true;
   if (listed !== asked_for) return; // another list was asked for since
   if (!after) $("names").replaceChildren();
   for (const name of found.names) {
@@ -254,7 +260,8 @@ function show(answer) {
   heads = [];
   tell(`${count} ${count === 1 ? "sentence" : "sentences"} answered.`);
   make("p", place, {
-    class: "note", text: "Bars are moments, the stronger the surer; the curve is how well each part fits. Click to play from there.",
+    class: "note",
+    text: "Bars are moments, the stronger the surer; the curve is how well each part fits. Click to play from there.",
   });
   for (const result of answer.results) showResult(place, result, answer);
   follow();
@@ -268,7 +275,9 @@ function showResult(place, result, { duration_s, clip_s }) {
   const least = FAINT * (result.moments[0]?.score ?? 0);
   const best = result.moments.slice(0, SHOWN).filter((moment) => moment.score >= least);
   if (!best.length || best[0].score < WEAK_SCORE)
-    make("p", article, { class: "note", text: "Nothing stands out: the video may not show this. Take the moments as guesses." });
+    make("p", article, {
+      class: "note", text: "Nothing stands out: the video may not show this. Take the moments as guesses.",
+    });
   showLine(article, result, best, duration_s, clip_s);
   const list = make("ol", article, { class: "moments", "aria-label": "Moments, the surest first" });
   for (const moment of best) {
@@ -304,7 +313,9 @@ function showLine(article, result, best, duration_s, clip_s) {
   line.addEventListener("click", (event) => play(under(event)));
   line.addEventListener("pointermove", (event) => { line.title = clock(under(event)); });
   line.addEventListener("keydown", (event) => {
-    const steps = { ArrowLeft: -clip_s, ArrowDown: -clip_s, ArrowRight: clip_s, ArrowUp: clip_s, Home: -Infinity, End: Infinity };
+    const steps = {
+      ArrowLeft: -clip_s, ArrowDown: -clip_s, ArrowRight: clip_s, ArrowUp: clip_s, Home: -Infinity, End: Infinity,
+    };
     if (event.key in steps) seek(Math.max(0, Math.min(duration_s, video.currentTime + steps[event.key])));
     else if (event.key === "Enter" || event.key === " ") video.paused ? play(video.currentTime) : video.pause();
     else return;
