@@ -1,11 +1,10 @@
 """Load on `sdst serve` over loopback: capacity, latencies at half of it, answers at twice it, a killed model, SIGTERM.
 
-    python benchmarks/serve_http.py BUNDLE VIDEO [VIDEO ...] --out DIR [--seconds 20] [--minutes 0]
+    python benchmarks/serve_http.py BUNDLE VIDEO [VIDEO ...] --out DIR [--seconds 20]
 
 Clients are bounded: as many threads as `--clients`, a kept connection each, one sentence a request. At a given rate a
-latency counts from when its request was due. `--minutes` of half the capacity follow, with a video every 5 s beside it
-and the memory of both processes; the budget for encoded videos is 1 MiB, so that they come and go. All is printed and
-written to serve_http.json.
+latency counts from when its request was due. The budget for encoded videos is 1 MiB. All is printed and written to
+serve_http.json. Memory over a longer time: serve_memory.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import itertools
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -71,19 +69,6 @@ class Server:
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.wait("listening")["port"], timeout=120)
-
-    def memory_mib(self) -> dict[str, float]:
-        """Resident memory of both processes."""
-        pids = {"server": self.process.pid, "model": self.wait("model_ready")["pid"]}
-        return {name: _status_mib(pid) for name, pid in pids.items()}
-
-
-def _status_mib(pid: int) -> float:
-    try:
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0.0
-    return int(found[1]) / 1024 if found else 0.0
 
 
 def load(
@@ -150,7 +135,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--minutes", type=float, default=0.0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "clients": options.clients}
@@ -175,14 +159,10 @@ def measure(server: Server, options: argparse.Namespace, tell: Callable[[str, An
     capacity = summary(load(server, bodies, 8, seconds), seconds)
     tell("capacity, 8 clients", capacity)
     rate = capacity["answered_per_s"]
-    tell("memory_mib before", server.memory_mib())
     half = load(server, bodies, options.clients, seconds, rate / 2)
     tell(f"0.5x, {rate / 2:.1f}/s", summary(half, seconds))
     twice = load(server, bodies, options.clients, seconds, 2 * rate)
     tell(f"2x, {2 * rate:.1f}/s", summary(twice, seconds))
-    tell("memory_mib after", server.memory_mib())
-    if options.minutes:
-        tell("memory_mib", soak(server, bodies, options, rate / 2))
 
     killed_at: list[float] = []
     start_s = time.monotonic()
@@ -223,21 +203,6 @@ def upload(server: Server, video: Path) -> str:
     name = json.loads(connection.getresponse().read())["video"]
     connection.close()
     return name
-
-
-def soak(server: Server, bodies: Sequence[bytes], options: argparse.Namespace, rate: float) -> list[dict[str, float]]:
-    """Memory over time under half the capacity."""
-    rows: list[dict[str, float]] = []
-    seconds, start_s = 60 * options.minutes, time.monotonic()
-
-    def watch() -> None:
-        while (at_s := time.monotonic() - start_s) < seconds:
-            rows.append({"s": round(at_s), **{k: round(v, 1) for k, v in server.memory_mib().items()}})
-            upload(server, options.videos[0])
-            time.sleep(5)
-
-    load(server, bodies, 16, seconds, rate, watch)
-    return rows
 
 
 if __name__ == "__main__":

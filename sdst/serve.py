@@ -29,7 +29,7 @@ def serve(
 
     Args:
         bundle: The directory that `sdst export`, `sdst build` or `sdst demo` wrote.
-        root: Folder whose videos may be named by path; default: videos are uploaded only.
+        root: Folder whose videos may be listed, named by path and played; default: videos are uploaded only.
         host: Address to listen on; 0.0.0.0 for all of this machine.
         port: Port to listen on; 0 takes a free one, which the log names.
         threads: Threads for each model; default: all cores.

@@ -7,16 +7,10 @@ import sys
 from pathlib import Path
 
 from sdst_runtime.errors import InputError
+from sdst_runtime.media.suffixes import SUFFIXES
 from sdst_runtime.text import read_lines
 
 LONGEST_ID = 200  # bytes; a file name may have 255, and gets a suffix
-SUFFIXES = (  # without case; the usual ones first
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
-    ".264", ".265", ".3g2", ".apng", ".asf", ".av1", ".dav", ".divx", ".dv", ".f4v", ".gif", ".gxf", ".h264", ".h265",
-    ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mod", ".mp4v", ".mpe", ".mpv",
-    ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogm", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".vob", ".vro", ".wtv",
-    ".xvid", ".y4m",
-)  # fmt: skip
 _NAMED = 5  # skipped files that are named; the others are counted
 LIST = ".txt"
 

@@ -14,7 +14,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(done, limit_s: float = 60) -> None:
+def wait_until(done, limit_s: float = 120) -> None:
+    """Come back when `done()` is true; the limit without it is a failure on any machine."""
     deadline_s = time.monotonic() + limit_s
     while not done():
         assert time.monotonic() < deadline_s

@@ -64,12 +64,13 @@ class Served:
         return self.events("model_ready")[-1]["pid"]
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         connection = self.connect()
         try:
-            connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may answer before it has heard all
+                connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
             response = connection.getresponse()
             got = {key.lower(): value for key, value in response.getheaders()}
             return Answer(response.status, got, response.read())

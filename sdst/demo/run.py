@@ -49,6 +49,7 @@ from .place import clear_run, demo_folder
 from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
 from .search import facts as search_facts
 from .search import find_videos
+from .web import is_finished, require_server, show_page
 
 METRICS = {  # our name -> the official evaluator's
     "R1@0.5": "MR-full-R1@0.5",
@@ -66,6 +67,7 @@ def demo(
     train_videos: int = TRAIN_VIDEOS,
     val_videos: int = VAL_VIDEOS,
     epochs: int = PRESETS["demo"].epochs,
+    web: bool = False,
 ) -> None:
     """Run the whole line on rendered videos: about 6 minutes on 2 cores.
 
@@ -75,7 +77,13 @@ def demo(
         train_videos: Videos to train on.
         val_videos: Held-out videos to evaluate on; a share of their combinations is never trained on.
         epochs: Passes over the training queries.
+        web: Then open a page to ask these videos in the browser; a demo that is finished in `out` is not run again.
     """
+    if web:
+        require_server()
+        if is_finished(out):
+            show_page(out)
+            return
     if min(train_videos, epochs) < 1 or val_videos < 2:
         raise InputError(
             "expected a training video, two held-out videos and an epoch at least, got "
@@ -84,6 +92,8 @@ def demo(
     bounds.require("seed", seed, bounds.SEED)
     with demo_folder(out):
         _run(out, seed, train_videos, val_videos, epochs)
+    if web:
+        show_page(out)
 
 
 def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) -> None:

@@ -42,7 +42,10 @@ class Turn:
 
 def turn_of(frame: VideoFrame) -> Turn:
     """The frame's display matrix: x' = a x + c y, y' = b x + d y, x to the right and y down."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    side_data = require_package("av.sidedata.sidedata", "")
+    # Not frame.side_data, which the frame keeps and which keeps the frame: a circle that holds its pictures in memory
+    # until Python looks for circles, hundreds of frames later.
+    matrix = side_data.SideDataContainer(frame).get("DISPLAYMATRIX")
     if matrix is None or len(bytes(matrix)) < 36:
         return Turn()
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mimetypes
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -25,6 +27,11 @@ _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 _EVERYWHERE = ("unauthorized", "failed")
 _BODY = ("bad_request", "upload_cut", "receive_timeout", "too_large", "unsupported_type", "bad_body")
 _MODEL = ("queue_full", "model_died", "not_ready", "stopping", "timeout", "no_space")
+_RANGE = re.compile(r"bytes=(\d{1,18})-")
+_PART_BYTES = 4 << 20  # of a file at once: a player that pauses would hold up the server's end
+_BYTES: dict[str, Any] = {
+    "description": "the file", "content": {"video/*": {"schema": {"type": "string", "format": "binary"}}},
+}  # fmt: skip
 Given = TypeVar("Given", bound=BaseModel)
 
 
@@ -47,6 +54,13 @@ class Video(_Strict):
     clips: int
     warnings: Annotated[list[str], Field(description="what was wrong with the file and what was done about it")]
     kept_s: Annotated[float, Field(description="seconds without a question after which it is dropped")]
+
+
+class VideoNames(_Strict):
+    """Videos that the server can read by itself."""
+
+    names: Annotated[list[str], Field(description="in order; a folder's ends with /")]
+    more: Annotated[bool, Field(description="whether others follow: ask again with the last one as `after`")]
 
 
 class Questions(_Strict):
@@ -97,6 +111,7 @@ def make_app(service: Service, lifespan: Callable[[FastAPI], AbstractAsyncContex
     )  # fmt: skip
     _handle_faults(app)
     _add_work(app, service)
+    _add_shelf(app, service)
     _add_health(app, service)
     _add_page(app)
     return app
@@ -134,6 +149,40 @@ def _add_work(app: FastAPI, service: Service) -> None:
             raise _unsupported("application/json", _kind(request))
         asked = await _parsed(Questions, request)
         return Response(await service.ask(asked.video, asked.sentences), media_type="application/json")
+
+
+def _add_shelf(app: FastAPI, service: Service) -> None:
+    refused = responses(*_EVERYWHERE, "path_refused", "not_found")
+
+    @app.get(
+        "/v1/files", response_model=VideoNames, operation_id="list_files", responses=refused,
+        openapi_extra=_query(
+            folder="a folder under the root; default: the root", after="names behind this one only",
+            part="names that hold this only, in upper or lower case",
+        ),
+    )  # fmt: skip
+    async def files(request: Request) -> VideoNames:
+        """Videos and folders in a folder under the server's root, at most 200; none when it was started without."""
+        asked = request.query_params
+        found = await service.names(asked.get("folder", ""), asked.get("after", ""), asked.get("part", ""))
+        return VideoNames(names=list(found.names), more=found.more)
+
+    @app.get(
+        "/v1/file", response_class=FileResponse, operation_id="read_file",
+        responses=refused | {200: _BYTES, 206: _BYTES | {"description": "a part, from where Range says"}},
+        openapi_extra=_query(path="a video under the root"),
+    )  # fmt: skip
+    async def file(request: Request) -> FileResponse:
+        """The bytes of a video under the server's root, or up to 4 MiB from where Range says: what a player needs."""
+        found = await service.file(request.query_params.get("path", ""))
+        wanted, size = _RANGE.fullmatch(request.headers.get("range", "")), found.stat().st_size
+        headers = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+        if wanted and int(wanted[1]) < size:  # what is no range of the file may be ignored
+            end = min(size, int(wanted[1]) + _PART_BYTES) - 1
+            headers.append((b"range", f"bytes={wanted[1]}-{end}".encode()))
+        request.scope["headers"] = headers
+        kind = mimetypes.guess_type(found.name)[0] or ""
+        return FileResponse(found, media_type=kind if kind.startswith("video/") else "application/octet-stream")
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -214,6 +263,13 @@ def _unsupported(expected: str, got: str) -> Refusal:
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _query(**described: str) -> dict[str, Any]:
+    return {"parameters": [
+        {"name": name, "in": "query", "description": what, "schema": {"type": "string"}}
+        for name, what in described.items()
+    ]}  # fmt: skip
 
 
 def _text_or_refusal() -> dict[int | str, dict[str, Any]]:

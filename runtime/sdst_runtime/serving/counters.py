@@ -18,8 +18,9 @@ class Counters:
             buckets=_SECONDS,
         )  # fmt: skip
         self.refusals = Counter("sdst_refusals", "Requests refused, by error.code", ["code"], registry=own)
-        self.queue = Gauge("sdst_queue", "Requests received or waiting, not yet at the model", ["lane"], registry=own)
+        self.queue = Gauge("sdst_queue", "Requests waiting, not yet at the model", ["lane"], registry=own)
         self.running = Gauge("sdst_running", "Requests at the model", ["lane"], registry=own)
+        self.receiving = Gauge("sdst_receiving", "Uploads that are being received", registry=own)
         self.stages = Histogram(
             "sdst_stage_seconds", "Seconds of a stage: of the model's, and waiting for it", ["stage"], registry=own,
             buckets=_SECONDS,

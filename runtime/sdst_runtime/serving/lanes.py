@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from .counters import Counters
@@ -16,6 +16,28 @@ from .refusals import Refusal
 _SLACK_S = 0.05  # a process that says by itself why it is late is heard first
 
 
+class Places:
+    """Room for so many at a time; one more is told to come later."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name, self._most, self.taken = name, most, 0
+
+    @contextmanager
+    def place(self, wait_s: float = 1.0) -> Iterator[None]:
+        """A place, held within the block. Raises Refusal, with `wait_s` as the time to wait, when there is none."""
+        self.require(wait_s)
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+    def require(self, wait_s: float) -> None:
+        """Raise Refusal when there is no place now."""
+        if self.taken >= self._most:
+            raise Refusal("queue_full", f"{self._most} requests are here already ({self._name}); come later", wait_s)
+
+
 class Lane:
     """A line for one kind of work."""
 
@@ -24,25 +46,26 @@ class Lane:
     ) -> None:
         """`width` at a time, `waiting` more inside."""
         self._name, self._model, self._timeout_s = name, model, timeout_s
-        self._width, self._most, self._inside = width, width + waiting, 0
+        self._places, self._share = Places(name, width + waiting), (width + waiting) / width
         self._free = asyncio.Semaphore(width)
         self._usual_s = 1.0  # what work took lately
         self._wait = counters.stages.labels(f"wait_{name}")
         self._running = counters.running.labels(name)
-        counters.queue.labels(name).set_function(lambda: self._inside - self._running_now)
+        counters.queue.labels(name).set_function(lambda: self._places.taken - self._running_now)
         self._running_now = 0
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """A place in the line, held within the block. Raises Refusal when there is none."""
-        if self._inside >= self._most:
-            wait_s = max(1.0, self._usual_s * self._most / self._width)
-            raise Refusal("queue_full", f"{self._most} requests are here already ({self._name}); come later", wait_s)
-        self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
+        return self._places.place(self._full_s)
+
+    def require_place(self) -> None:
+        """Raise Refusal when the line is full now."""
+        self._places.require(self._full_s)
+
+    @property
+    def _full_s(self) -> float:
+        """How long a full line takes."""
+        return max(1.0, self._usual_s * self._share)
 
     async def do(self, work: Work) -> Any:
         """The model's answer. Call it within `place`. Raises Refusal."""

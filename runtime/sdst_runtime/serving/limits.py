@@ -22,9 +22,13 @@ class Limits:
     encodings: int = 1
     """Videos that are encoded at the same time."""
     uploads: int = 4
-    """Videos that are received or wait while others are encoded; one more is refused with 429."""
+    """Videos that wait while others are encoded; one more is refused with 429."""
+    receives: int = 16
+    """Uploads that are received at the same time; one more is refused with 429."""
     receive_timeout_s: float = 300.0
     """Seconds in which an upload must have arrived."""
+    receive_kib_s: float = 64.0
+    """KiB a second that an upload must bring, over every 10 s; a slower one is cut off."""
     encode_timeout_s: float = 300.0
     """Seconds in which a video must be encoded, waiting included."""
     ask_timeout_s: float = 30.0

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,18 +47,23 @@ class Options:
     token: str = ""
 
 
-def serve(options: Options, limits: Limits) -> None:
-    """Serve until SIGTERM or SIGINT. Raises InputError for a root, port or bundle that cannot be used."""
+def serve(options: Options, limits: Limits, listening: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises InputError for a root, port or bundle that cannot be used.
+
+    `listening` hears the address; then the log tells of what went wrong only.
+    """
     if options.root is not None and not options.root.is_dir():
         raise InputError(f"--root: {options.root}: no such folder; give the one whose videos may be asked for")
-    _log_as_json()
+    _log_as_json(logging.INFO if listening is None else logging.WARNING)
     _allow_connections()
     with _listening(options.host, options.port) as listener, temporary_folder(Path(tempfile.gettempdir())) as folder:
-        asyncio.run(_serve(options, limits, listener, folder))
+        asyncio.run(_serve(options, limits, listener, folder, listening or (lambda address: None)))
     LOG.info("stopped", extra={"event": "stopped"})
 
 
-async def _serve(options: Options, limits: Limits, listener: socket.socket, folder: Path) -> None:
+async def _serve(
+    options: Options, limits: Limits, listener: socket.socket, folder: Path, listening: Callable[[str], None]
+) -> None:
     service = Service(options.bundle, options.root, folder, limits, options.threads)
     failed: list[InputError] = []
 
@@ -66,7 +71,7 @@ async def _serve(options: Options, limits: Limits, listener: socket.socket, fold
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(service.model.keep()), asyncio.create_task(service.sweep())]
         tasks[0].add_done_callback(ended)
-        _announce(options, listener)
+        listening(_announce(options, listener))
         yield
         for task in tasks:
             task.cancel()
@@ -148,21 +153,24 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(options: Options, listener: socket.socket) -> None:
+def _announce(options: Options, listener: socket.socket) -> str:
+    """The address, which the log tells."""
     port = listener.getsockname()[1]
     host = f"[{options.host}]" if ":" in options.host else options.host
-    LOG.info(f"listening on http://{host}:{port}", extra={"event": "listening", "port": port})
+    address = f"http://{host}:{port}"
+    LOG.info(f"listening on {address}", extra={"event": "listening", "port": port})
     if options.host not in _HOME and not options.token:
         LOG.warning(f"anyone who reaches {host} may ask: set {TOKEN}", extra={"event": "open"})
+    return address
 
 
-def _log_as_json() -> None:
+def _log_as_json(level: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in (("sdst.serve", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+    for name, least in (("sdst.serve", level), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+        logger.setLevel(least)
 
 
 def _allow_connections() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 from starlette.requests import Request
 
 from .counters import Counters
-from .lanes import Lane
+from .lanes import Lane, Places
 from .limits import Limits
 from .messages import Ask, Encode, Probe
 from .process import STUCK_S, ModelProcess
 from .refusals import Refusal
+from .shelf import Names, names_in, video_under
 from .uploads import path_under, receive_file
 from .videos import EncodedVideos, KeptVideo
 
@@ -37,21 +38,33 @@ class Service:
         self.encoding = Lane(
             "encode", self.model, limits.encodings, limits.uploads, limits.encode_timeout_s, self.counters
         )
+        self.receiving = Places("receive", limits.receives)
+        self.counters.receiving.set_function(lambda: float(self.receiving.taken))
         self.asking = Lane("ask", self.model, 1, limits.queue, limits.ask_timeout_s, self.counters)
         self.videos = EncodedVideos(folder, limits.memory_mib << 20, limits.age_s, self.model.forget, self.counters)
         self._answered_s = -_PROBED_S  # when an inference last went well
         self._probing: asyncio.Task[Any] | None = None
 
     async def upload(self, request: Request) -> KeptVideo:
-        """Receive a request's body and encode it. Raises Refusal."""
-        with self.encoding.place():
-            name, kept = self.videos.place()
-            path = self._folder / f"{name}.upload"
-            try:
-                await receive_file(request, path, self.limits.upload_mib << 20, self.limits.receive_timeout_s)
+        """Receive a request's body and encode it: a place in the line is taken when all is here. Raises Refusal."""
+        self.encoding.require_place()  # who would be refused after sending all is better refused before
+        name, kept = self.videos.place()
+        path = self._folder / f"{name}.upload"
+        try:
+            with self.receiving.place():
+                await receive_file(request, path, self.limits)
+            with self.encoding.place():
                 return await self._encode(path, "the upload", name, kept)
-            finally:
-                path.unlink(missing_ok=True)
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def names(self, folder: str, after: str, part: str) -> Names:
+        """Names of videos and folders under the root. Raises Refusal."""
+        return await asyncio.to_thread(names_in, self._root, folder, after, part)
+
+    async def file(self, stated: str) -> Path:
+        """A video under the root, to be sent as it is. Raises Refusal."""
+        return await asyncio.to_thread(video_under, self._root, stated)
 
     async def take(self, stated: str) -> KeptVideo:
         """Encode a file under the root. Raises Refusal."""

@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 from starlette.requests import ClientDisconnect, Request
 
+from .limits import Limits
 from .refusals import Refusal
 from .roots import path_inside
 
 BODY_BYTES = 1 << 20  # of a request with JSON
 _BODY_S = 10.0  # in which it must have arrived
+_WHILE_S = 10.0  # over which the least rate of an upload is looked at
 _BLOCK = 1 << 20  # bytes that are written at once
 
 
-async def receive_file(request: Request, path: Path, most_bytes: int, timeout_s: float) -> None:
+class _Pace:
+    """How long to wait for the next bytes: all must be here in time, and every while must bring enough of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._end_s = time.monotonic() + limits.receive_timeout_s
+        self._least_bytes = limits.receive_kib_s * 1024 * _WHILE_S
+        self._begin()
+
+    def _begin(self) -> None:
+        self._while_end_s, self._got = time.monotonic() + _WHILE_S, 0
+
+    def add(self, count: int) -> None:
+        self._got += count
+        if self._got >= self._least_bytes:
+            self._begin()
+
+    def left_s(self) -> float:
+        return max(0.0, min(self._end_s, self._while_end_s) - time.monotonic())
+
+
+async def receive_file(request: Request, path: Path, limits: Limits) -> None:
     """Stream a request's body into a file. Raises Refusal."""
+    most_bytes = limits.upload_mib << 20
     require_length(request, most_bytes)
     try:
-        got = await asyncio.wait_for(_stream(request, path, most_bytes), timeout_s)
+        got = await _stream(request, path, most_bytes, _Pace(limits))
     except asyncio.TimeoutError as error:
-        raise Refusal("receive_timeout", f"the upload took longer than {timeout_s:g} s; send it faster") from error
+        raise Refusal(
+            "receive_timeout",
+            f"expected the upload within {limits.receive_timeout_s:g} s and {limits.receive_kib_s:g} KiB a second; "
+            "send it faster",
+        ) from error
     except ClientDisconnect as error:
         raise Refusal("upload_cut", "the connection ended in the middle of the upload; send it again") from error
     except OSError as error:
-        raise Refusal("no_space", f"the upload cannot be stored: {error.strerror or error}") from error
+        said = f"the upload cannot be stored ({error.strerror or error}); send a smaller one, or later"
+        raise Refusal("no_space", said) from error
     if not got:
         raise Refusal("bad_video", "expected the bytes of a video as the body, got none")
 
 
-async def _stream(request: Request, path: Path, most_bytes: int) -> int:
-    got, block = 0, bytearray()
+async def _stream(request: Request, path: Path, most_bytes: int, pace: _Pace) -> int:
+    got, block, pieces = 0, bytearray(), request.stream()
     with path.open("wb") as file:
-        async for piece in request.stream():
+        while (piece := await asyncio.wait_for(anext(pieces, None), pace.left_s())) is not None:
             got += len(piece)
+            pace.add(len(piece))
             if got > most_bytes:
                 raise _too_large(most_bytes)
             block += piece

@@ -6,6 +6,7 @@ The pictures of tests/data/videos carry their own numbers, as those of test_medi
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import re
 import shutil
@@ -454,3 +455,17 @@ def test_the_digest_of_a_source(tmp_path: Path) -> None:
     write(large, large.read_bytes()[:-1] + b"xy"[large.read_bytes()[-1:] == b"x" :][:1])
     assert source_digest(large) != before
     assert (source_digest(tmp_path), source_digest(tmp_path / "none")) == ("", "")
+
+
+def test_frames_do_not_wait_for_the_garbage_collector():
+    """In circles of references they would pile up in hundreds, each with its picture, before Python looks for them."""
+    read(VIDEOS / "ref.mp4")  # what is imported once
+    gc.collect()
+    gc.disable()
+    try:
+        read(VIDEOS / "ref.mp4")
+        left = [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame)]
+    finally:
+        gc.enable()
+
+    assert left == []

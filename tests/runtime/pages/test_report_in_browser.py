@@ -59,8 +59,10 @@ def page(clip) -> Path:
 
 
 def settled(tab, at_s: float) -> None:
-    """Wait until the video plays, having been sent to `at_s`."""
-    tab.wait_for_function(f"() => Math.abs(sought.at(-1) - {at_s}) < 0.05 && !player.paused && !player.error")
+    """Wait until the video plays, or has played to its end, having been sent to `at_s`."""
+    tab.wait_for_function(
+        f"() => Math.abs(sought.at(-1) - {at_s}) < 0.05 && (!player.paused || player.ended) && !player.error"
+    )
 
 
 def ready(tab) -> None:

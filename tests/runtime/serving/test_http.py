@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def root(place, video) -> Path:
     (root / "out.mp4").symlink_to(video)
     (root / "out").symlink_to(video.parent)
     (root / "circle").symlink_to(root / "circle")
+    (root / "notes.txt").write_text("secret")
+    (root / ".hidden.mp4").write_bytes(b"x")
     return root
 
 
@@ -73,6 +76,48 @@ def test_a_path_under_the_root(server, name, path):
 
     assert sent.status == 201, sent.body
     assert server.ask(sent.json["video"]).json["results"] == server.ask(name).json["results"]
+
+
+def test_names_under_the_root(server):
+    """Videos and folders; no other files, no hidden ones, nothing that leads out."""
+    assert server.get("/v1/files").json == {"names": ["a.mp4", "inner/"], "more": False}
+    assert server.get("/v1/files?folder=inner/").json == {"names": ["link.mp4"], "more": False}
+    assert server.get("/v1/files?part=A.M").json == {"names": ["a.mp4"], "more": False}
+    assert server.get("/v1/files?after=a.mp4").json == {"names": ["inner/"], "more": False}
+
+
+@pytest.mark.parametrize(
+    ("folder", "code"),
+    [("..", "path_refused"), ("out", "path_refused"), ("/etc", "path_refused"), ("a%00b", "path_refused"),
+     ("none", "not_found"), ("a.mp4", "not_found")],
+)  # fmt: skip
+def test_folders_that_are_refused(server, folder, code):
+    answer = server.get(f"/v1/files?folder={folder}")
+
+    assert (answer.status, answer.code) == (STATUS[code], code)
+
+
+def test_the_bytes_of_a_video_under_the_root(server, video):
+    whole = video.read_bytes()
+    got = server.get("/v1/file?path=a.mp4")
+    rest, odd = (server.get("/v1/file?path=a.mp4", range=wanted) for wanted in ("bytes=1000-", "bytes=5-2,x"))
+
+    assert (got.status, got.body, got.headers["content-type"]) == (200, whole, "video/mp4")
+    assert got.headers["cross-origin-resource-policy"] == "same-origin"
+    assert (rest.status, rest.body) == (206, whole[1000:])
+    assert rest.headers["content-range"] == f"bytes 1000-{len(whole) - 1}/{len(whole)}"
+    assert (odd.status, odd.body) == (200, whole)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("notes.txt", "path_refused"), ("../served/root/../../x.mp4", "path_refused"), ("out.mp4", "path_refused"),
+     ("none.mp4", "not_found"), ("inner", "not_found"), ("", "not_found")],
+)  # fmt: skip
+def test_files_that_are_not_given(server, path, code):
+    answer = server.get(f"/v1/file?path={path}")
+
+    assert (answer.status, answer.code) == (STATUS[code], code)
 
 
 def test_an_absolute_path_under_the_root(server, root):
@@ -127,7 +172,8 @@ def test_openapi_says_what_is_answered(server):
     }
 
     assert set(routes) == {
-        ("/v1/videos", "post"), ("/v1/ground", "post"), ("/healthz", "get"), ("/readyz", "get"), ("/metrics", "get"),
+        ("/v1/videos", "post"), ("/v1/ground", "post"), ("/v1/files", "get"), ("/v1/file", "get"),
+        ("/healthz", "get"), ("/readyz", "get"), ("/metrics", "get"),
     }  # fmt: skip
     assert set(refused.values()) == {"ProblemAnswer"}
     assert set(routes["/v1/videos", "post"]["requestBody"]["content"]) == {OCTETS, "video/*", "application/json"}
@@ -313,6 +359,8 @@ def test_without_a_root_no_path_is_taken(exported, tmp_path, root):
     with serving(exported.directory, tmp_path, wait=False) as served:
         wait_until(lambda: served.events("listening"))
         assert served.post("/v1/videos", {"path": str(root / "a.mp4")}).code == "path_refused"
+        assert served.get("/v1/files").json == {"names": [], "more": False}
+        assert served.get("/v1/file?path=a.mp4").code == "path_refused"
 
 
 def test_a_token(exported, tmp_path):
@@ -324,6 +372,7 @@ def test_a_token(exported, tmp_path):
         assert served.get("/metrics").code == "unauthorized"
         assert served.get("/metrics", authorization="Bearer s3cre").code == "unauthorized"
         assert served.get("/metrics", **right).status == 200
+        assert served.get("/v1/files").code == served.get("/v1/file?path=a.mp4").code == "unauthorized"
         assert served.post("/v1/ground", {"video": "x", "sentences": ["a"]}, **right).code == "video_unknown"
         assert (served.get("/healthz").status, served.get("/").status) == (200, 200)
 
@@ -344,8 +393,9 @@ def test_a_full_disk(exported, tmp_path, video):
 
 
 def raw(server: Served, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
-        client.sendall(data)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as client:
+        with suppress(OSError):  # it may answer and close before it has heard all
+            client.sendall(data)
         return client.recv(65536)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from processes import alive, wait_until
@@ -60,6 +63,27 @@ def test_full_uploads(server, clip):
     assert server.left_over() == []
 
 
+def test_slow_uploads_hold_no_place_of_those_that_are_here(exported, tmp_path, clip):
+    """They have places of their own, which are free again when they are cut off."""
+    options = ("--uploads", "1", "--receives", "3", "--receive-kib-s", "1e-6")
+    with serving(exported.directory, tmp_path, *options) as served:
+        with slow_uploads() as slow:
+            slow += [slow_upload(served) for _ in range(2)]
+            wait_until(lambda: served.metric("sdst_receiving") == 2)
+            beside = served.upload(clip)
+            still = served.metric("sdst_receiving")
+            slow.append(slow_upload(served))
+            wait_until(lambda: served.metric("sdst_receiving") == 3)
+            refused = served.upload(clip)
+        wait_until(lambda: served.metric("sdst_receiving") == 0)
+
+        assert (beside.status, still) == (201, 2)
+        assert (refused.status, refused.code) == (429, "queue_full")
+        assert "(receive)" in refused.json["error"]["message"]
+        assert served.upload(clip).status == 201
+        wait_until(lambda: served.left_over() == [])
+
+
 def test_a_model_that_dies_at_a_request(server, clip):
     """The request hears of it; the next one is answered, about a video that was encoded before."""
     name = server.upload(clip).json["video"]
@@ -95,51 +119,92 @@ def test_a_model_that_dies_while_it_encodes(server, clip):
     assert server.left_over() == []
 
 
-def test_not_ready_while_the_model_starts(exported, tmp_path):
-    with serving(exported.directory, tmp_path, "--ask-timeout-s", "0.2", wait=False) as served:
-        wait_until(lambda: served.events("listening"))
-        early = served.get("/readyz")
-        health = served.get("/healthz")
+def test_not_ready_while_no_model_can_start(exported, tmp_path):
+    """A bundle that is gone when the model dies, and comes back."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(exported.directory, bundle)
+    with serving(bundle, tmp_path / "tmp") as served:
+        pid = served.model_pid
+        bundle.rename(tmp_path / "elsewhere")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: served.events("model_unusable"))
+        ready, health = served.get("/readyz"), served.get("/healthz")
+        (tmp_path / "elsewhere").rename(bundle)
         wait_until(lambda: served.get("/readyz").status == 200)
 
-        assert (early.code, health.status) == ("not_ready", 200)
+        assert (ready.code, health.status) == ("not_ready", 200)
+        assert served.process.poll() is None
 
 
 def test_time_outs(exported, tmp_path, clip):
-    options = ("--ask-timeout-s", "0.5", "--encode-timeout-s", "0.7", "--receive-timeout-s", "1")
+    options = ("--ask-timeout-s", "6", "--encode-timeout-s", "6", "--receive-timeout-s", "6")
     with serving(exported.directory, tmp_path, *options) as served:
         name = served.upload(clip).json["video"]
         with paused(served.model_pid):
-            asked = served.ask(name)
-            encoded = served.upload(clip)
-        slow = dribble(served, 3)
+            threads, answers = together(lambda i: served.upload(clip) if i else served.ask(name), 2)
+            slow = dribble(served)
+            for thread in threads:
+                thread.join()
 
-        assert (asked.status, asked.code) == (504, "timeout")
-        assert (encoded.status, encoded.code) == (504, "timeout")
+        assert [(answer.status, answer.code) for answer in answers.values()] == [(504, "timeout")] * 2
         assert b" 408 " in slow
         assert b"receive_timeout" in slow
         wait_until(lambda: waiting(served) + waiting(served, "encode") == 0)
-        assert served.ask(name).status == 200
+        wait_until(lambda: served.ask(name).status == 200)
         assert served.left_over() == []
 
 
-def dribble(server: Served, seconds: float) -> bytes:
+def slow_upload(server: Served) -> socket.socket:
+    """The beginning of an upload; the rest is the caller's to send."""
+    client = socket.create_connection(("127.0.0.1", server.port))
+    head = f"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: {OCTETS}\r\nContent-Length: 9999\r\n\r\n"
+    client.sendall(head.encode() + b"x")
+    return client
+
+
+@contextmanager
+def slow_uploads() -> Iterator[list[socket.socket]]:
+    """Uploads that get a byte now and then; closed at the end."""
+    clients: list[socket.socket] = []
+    ended = threading.Event()
+
+    def feed() -> None:
+        while not ended.wait(0.2):
+            for client in clients:
+                with suppress(OSError):
+                    client.sendall(b"x")
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        yield clients
+    finally:
+        ended.set()
+        feeder.join()
+        for client in clients:
+            client.close()
+
+
+def dribble(server: Served) -> bytes:
     """What an upload hears that comes a byte at a time."""
-    with socket.create_connection(("127.0.0.1", server.port)) as client:
-        head = f"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: {OCTETS}\r\nContent-Length: 99\r\n\r\n"
-        client.sendall(head.encode())
+    heard: list[bytes] = []
+    with slow_upload(server) as client:
         client.settimeout(0.1)
-        until_s, heard = time.monotonic() + 10 * seconds, b""
-        while time.monotonic() < until_s and not heard.endswith(b"}"):  # head and body come apart on a busy machine
+
+        def hear() -> bool:  # head and body come apart on a busy machine
             try:
-                heard += client.recv(65536)
+                heard.append(client.recv(65536))
             except TimeoutError:
-                client.sendall(b"x")
-    return heard
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    client.sendall(b"x")
+            return b"".join(heard).endswith(b"}")
+
+        wait_until(hear)
+    return b"".join(heard)
 
 
 def test_a_model_that_is_stuck_is_replaced(exported, tmp_path, clip):
-    with serving(exported.directory, tmp_path, "--ask-timeout-s", "0.3") as served:
+    with serving(exported.directory, tmp_path, "--ask-timeout-s", "3") as served:
         name, pid = served.upload(clip).json["video"], served.model_pid
         os.kill(pid, signal.SIGSTOP)  # for good
         assert served.ask(name).code == "timeout"
@@ -152,7 +217,6 @@ def test_a_model_that_is_stuck_is_replaced(exported, tmp_path, clip):
 def test_videos_expire(exported, tmp_path, clip):
     with serving(exported.directory, tmp_path, "--age-s", "1") as served:
         name = served.upload(clip).json["video"]
-        assert served.ask(name).status == 200
         wait_until(lambda: served.metric("sdst_encoded_videos") == 0)
         expired = served.ask(name)
 
@@ -166,18 +230,20 @@ def test_slow_connections(server, clip):
     import resource
 
     most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most[1], most[1]))
     if 0 < most[1] < 1200:
         pytest.skip(f"needs 1200 open files, this machine allows {most[1]}")
-    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(1000)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most[1], most[1]))
+    slow: list[socket.socket] = []
     try:
-        for client in slow:
-            client.sendall(b"POST /v1/ground HTTP/1.1\r\nHost: x\r\nX-Half: ")
-        start_s = time.monotonic()
+        for _ in range(1000):
+            slow.append(socket.create_connection(("127.0.0.1", server.port)))
+            slow[-1].sendall(b"POST /v1/ground HTTP/1.1\r\nHost: x\r\nX-Half: ")
         assert server.ask(name).status == 200
         assert server.get("/healthz").status == 200
-        assert time.monotonic() - start_s < 10
-        slow[0].settimeout(60)
+        slow[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):  # still open: nobody waited for its end
+            slow[-1].recv(100)
+        slow[0].settimeout(120)
         assert slow[0].recv(100) == b""
     finally:
         for client in slow:
@@ -202,7 +268,7 @@ def test_sigterm_finishes_what_is_there(exported, tmp_path, clip):
             thread.join()
 
         assert [answer.status for answer in answers.values()] == [200] * 6
-        assert served.process.wait(20) == 0
+        assert served.process.wait(120) == 0
         assert not alive(pid)
         assert list(tmp_path.iterdir()) == []
 
@@ -220,13 +286,12 @@ def test_the_grace_time_ends(exported, tmp_path, clip):
     with serving(exported.directory, tmp_path, "--grace-s", "1") as served:
         name, pid = served.upload(clip).json["video"], served.model_pid
         os.kill(pid, signal.SIGSTOP)
-        threads, _ = together(lambda _: served.ask(name), 1)
+        together(lambda _: served.ask(name), 1)
         wait_until(lambda: waiting(served) == 1)
         served.process.send_signal(signal.SIGTERM)
 
-        served.process.wait(20)
+        served.process.wait(120)
         assert not alive(pid)
-        assert threads
 
 
 def test_the_model_ends_with_a_server_that_is_killed(exported, tmp_path):
@@ -240,7 +305,7 @@ def test_the_model_ends_with_a_server_that_is_killed(exported, tmp_path):
 def serve_once(*arguments: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "sdst", "serve", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     return done.returncode, done.stderr
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from browser import faults, visited
 from processes import wait_until
 from served import QUERY, Served, serving
 
+from sdst_runtime.pages.panels import WEAK_SCORE
 from sdst_runtime.serving.app import PAGE
 
 OTHER = "a blue square blinks"
@@ -78,11 +81,11 @@ def test_sentences_get_moments_that_play(server, video):
 
         assert titles == [QUERY, OTHER]
         assert tab.locator(".line polyline").count() == 2
-        assert tab.locator(".line .bar").count() == 10
+        assert tab.locator(".line .bar").count() == tab.locator(".moments button").count() >= 3
         assert at_moment == pytest.approx(60 * int(minutes) + float(seconds), abs=0.06)
         assert at_click == pytest.approx(0.75 * 7.4, abs=0.05)
         assert one_clip_back == pytest.approx(at_click - 1, abs=0.01)
-        assert re.fullmatch(r"0:04\.[56], saliency -?\d\.\d\d", told)
+        assert re.fullmatch(r"0:04\.[56], saliency \u2212?\d\.\d\d", told)
         assert time_s(tab) == 0
 
 
@@ -97,11 +100,14 @@ def test_the_keyboard_alone(server, video):
         for _ in range(12):
             tab.keyboard.press("Tab")
             reached.append(tab.evaluate("document.activeElement.className || document.activeElement.textContent"))
+        tab.evaluate(
+            "() => { window.plays = 0; document.getElementById('video').addEventListener('play', () => plays++); }"
+        )
         tab.locator(".moments button").first.press("Enter")
 
         assert "line" in reached
         assert [what for what in reached if re.match(r"\d+:", what)]
-        assert not tab.evaluate("document.getElementById('video').paused")
+        until(tab, "plays === 1")  # it may have come to its end by now
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -145,6 +151,59 @@ def test_markup_in_a_sentence_stays_text(server, video):
         assert tab.title() == "Moments of a video"
 
 
+def test_videos_of_the_server(exported, tmp_path, video):
+    """Chosen by name, in a folder too; they play, and no byte is sent up."""
+    root = tmp_path / "root"
+    (root / "inner").mkdir(parents=True)
+    for name in ("a.mp4", "inner/b <i>.mp4"):
+        shutil.copy(video, root / name)
+    with serving(exported.directory, tmp_path / "tmp", "--root", str(root)) as served, page(served) as tab:
+        names = tab.locator("#names button")
+        names.nth(1).click()
+        until(tab, "document.querySelector('#names button')?.textContent === 'b <i>.mp4'")
+        assert tab.inner_text("#place span") == "inner/"
+        names.first.click()
+        until(tab, "document.getElementById('state').textContent.includes('ready for sentences')")
+        ask(tab, QUERY)
+        tab.locator(".moments button").first.click()
+
+        until(tab, "document.getElementById('video').readyState > 1")
+        assert tab.evaluate("document.getElementById('video').duration") == pytest.approx(7.4, abs=0.05)
+        assert "inner/b <i>.mp4" not in tab.inner_text("#drop")
+        assert not tab.evaluate("document.getElementById('shelf').open")
+        assert served.metric('sdst_requests_total{method="GET",route="/v1/file",status="206"}') >= 1
+        tab.click("summary")
+        tab.click("#up")
+        until(tab, "document.querySelector('#names button')?.textContent === 'a.mp4'")
+        assert faults(tab) == []
+
+
+def test_a_token_for_the_videos_of_the_server(exported, tmp_path, video):
+    """A player sends no token: the page fetches the file for it."""
+    (tmp_path / "root").mkdir()
+    shutil.copy(video, tmp_path / "root" / "a.mp4")
+    environment = {"SDST_SERVE_TOKEN": TOKEN}
+    options = ("--root", str(tmp_path / "root"))
+    with (
+        serving(exported.directory, tmp_path / "tmp", *options, environment=environment) as served,
+        page(served) as tab,
+    ):
+        tab.wait_for_selector("#token")
+        assert tab.inner_text("#fault") == ""
+        tab.fill("#token", "another")
+        tab.press("#token", "Enter")
+        until(tab, "document.getElementById('fault').textContent.includes('not the server')")
+        tab.fill("#token", TOKEN)
+        tab.press("#token", "Enter")
+        tab.click("#names button")
+        assert tab.inner_text("#fault") == ""
+        assert not tab.is_visible("#token")
+        ask(tab, QUERY)
+
+        until(tab, "document.getElementById('video').readyState > 0")
+        assert tab.evaluate("document.getElementById('video').src").startswith("blob:")
+
+
 def test_refusals_are_shown(server, video, tmp_path):
     junk, large = tmp_path / "junk.mp4", tmp_path / "large.mp4"
     junk.write_bytes(b"junk" * 100)
@@ -166,11 +225,17 @@ def test_refusals_are_shown(server, video, tmp_path):
 
 
 def test_a_video_that_expired_is_sent_again(exported, tmp_path, video):
-    with serving(exported.directory, tmp_path, "--age-s", "0.2") as served, page(served) as tab:
+    """The first question is changed on its way to one about a video that is no longer there."""
+
+    def about_another(route) -> None:
+        route.continue_(post_data=json.dumps({**route.request.post_data_json, "video": "gone"}))
+
+    with serving(exported.directory, tmp_path) as served, page(served) as tab:
         choose(tab, video)
-        tab.wait_for_timeout(500)
+        tab.route("**/v1/ground", about_another, times=1)
         ask(tab, QUERY)
 
+        assert served.metric('sdst_requests_total{method="POST",route="/v1/ground",status="404"}') == 1
         assert served.metric('sdst_requests_total{method="POST",route="/v1/videos",status="201"}') == 2
 
 
@@ -182,6 +247,10 @@ def test_a_token_is_asked_for(exported, tmp_path, video):
         ask(tab, QUERY)
 
         assert tab.locator("article").count() == 1
+
+
+def test_when_nothing_stands_out_is_the_reports_rule():
+    assert f"const WEAK_SCORE = {WEAK_SCORE};" in (PAGE / "page.js").read_text()
 
 
 def test_the_page_needs_no_network_and_no_inline_code():

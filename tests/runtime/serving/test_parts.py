@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,6 +19,8 @@ from sdst_runtime.serving.limits import Limits
 from sdst_runtime.serving.messages import Encoded
 from sdst_runtime.serving.refusals import STATUS, Refusal, responses
 from sdst_runtime.serving.service import Service
+from sdst_runtime.serving.shelf import names_in
+from sdst_runtime.serving.uploads import receive_file
 from sdst_runtime.serving.videos import EncodedVideos
 
 
@@ -95,6 +98,61 @@ def test_a_video_that_is_encoded_too_late_is_not_left(tmp_path, monkeypatch):
 
     assert len(asyncio.run(take())) == 1
     assert list(tmp_path.glob("*.safetensors")) == []
+
+
+class Upload:
+    """A request whose body comes as it is told."""
+
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self.stream = lambda: pieces
+
+
+async def comes(*pieces: bytes, then_stops: bool = False) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+    if then_stops:
+        await asyncio.Event().wait()
+
+
+def receive(path: Path, pieces: AsyncIterator[bytes], **limits: float) -> None:
+    request: Any = Upload(pieces)
+    asyncio.run(receive_file(request, path, Limits(**limits)))
+
+
+def test_an_upload_that_is_fast_enough_arrives(tmp_path):
+    receive(tmp_path / "x", comes(b"a" * 1024, b"b" * 1024))
+
+    assert (tmp_path / "x").read_bytes() == b"a" * 1024 + b"b" * 1024
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limits"), [(0.05, {"receive_kib_s": 1e6}), (60.0, {"receive_timeout_s": 0.05})]
+)  # fmt: skip
+def test_an_upload_that_is_too_slow_is_cut_off(tmp_path, monkeypatch, seconds, limits):
+    """By its rate, or by its time in all."""
+    monkeypatch.setattr("sdst_runtime.serving.uploads._WHILE_S", seconds)
+    with pytest.raises(Refusal, match="send it faster") as caught:
+        receive(tmp_path / "x", comes(b"a" * 1024, then_stops=True), **limits)
+
+    assert caught.value.code == "receive_timeout"
+
+
+def test_names_come_in_parts(tmp_path, monkeypatch):
+    for name in ("b.mp4", "a.MKV", "d.mp4", "c.webm", "x.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "bb").mkdir()
+    monkeypatch.setattr("sdst_runtime.serving.shelf.MOST_NAMES", 2)
+    parts, after = [], ""
+    while True:
+        names = names_in(tmp_path, "", after, "")
+        parts.append(names.names)
+        if not names.more:
+            break
+        after = names.names[-1]
+
+    assert parts == [("a.MKV", "b.mp4"), ("bb/", "c.webm"), ("d.mp4",)]
 
 
 @pytest.mark.parametrize("wrong", [{"queue": 0}, {"age_s": -1.0}, {"memory_mib": 10**10}, {"grace_s": float("nan")}])
