@@ -24,8 +24,8 @@ from .videos import KeptVideo
 PAGE = Path(__file__).parent / "page"
 _FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css", "/favicon.ico": "icon.svg"}
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_EVERYWHERE = ("unauthorized", "failed")
-_BODY = ("bad_request", "upload_cut", "receive_timeout", "too_large", "unsupported_type", "bad_body")
+_EVERYWHERE = ("bad_request", "unauthorized", "failed")
+_BODY = ("upload_cut", "receive_timeout", "too_large", "unsupported_type", "bad_body")
 _MODEL = ("queue_full", "model_died", "not_ready", "stopping", "timeout", "no_space")
 _RANGE = re.compile(r"bytes=(\d{1,18})-")
 _PART_BYTES = 4 << 20  # of a file at once: a player that pauses would hold up the server's end

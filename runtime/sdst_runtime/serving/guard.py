@@ -32,6 +32,8 @@ _HEADERS = {
 }
 _ID = re.compile(r"[\w.-]{1,64}")
 _PRIVATE = ("/v1/", "/metrics")  # what a token is asked for
+HOME = ("127.0.0.1", "::1", "localhost")  # names of this machine for itself
+_NAME = re.compile(r":\d*$")  # the port behind a name
 _DRAIN_S = 2.0  # for the rest of a body whose request is refused: a client that still sends hears no answer
 
 
@@ -53,9 +55,14 @@ class JsonLines(logging.Formatter):
 class Guard:
     """The outermost application."""
 
-    def __init__(self, app: ASGIApp, service: Service, token: str) -> None:
-        """`token`: what /v1 and /metrics ask for as Bearer; empty: nothing."""
+    def __init__(self, app: ASGIApp, service: Service, token: str, host: str) -> None:
+        """`token`: what /v1 and /metrics ask for as Bearer; empty: nothing. `host`: where the server listens.
+
+        Without a token a server of this machine alone must be called by a name of this machine: another site may give
+        its own name the address 127.0.0.1, and its page would then read here (DNS rebinding).
+        """
         self._app, self._service, self._token = app, service, token.encode()
+        self._home_only = host in HOME and not token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; what is no request passes through."""
@@ -67,6 +74,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> Refusal | None:
         if self._service.is_stopping and scope["method"] == "POST":
             return Refusal("stopping", "the server is about to end and takes no new work; ask another one", 1)
+        if self._home_only and scope["path"].startswith(_PRIVATE):
+            named = (_header(scope["headers"], b"host") or b"").decode("latin-1")
+            if _NAME.sub("", named).strip("[]") not in ("", *HOME):
+                said = f"Host: expected one of {', '.join(HOME)}, got {named[:100]!r}; or start the server with a token"
+                return Refusal("bad_request", said)
         if self._token and scope["path"].startswith(_PRIVATE):
             given = _header(scope["headers"], b"authorization") or b""
             if not hmac.compare_digest(given, b"Bearer " + self._token):

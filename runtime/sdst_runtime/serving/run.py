@@ -24,7 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..errors import InputError
 from ..files import temporary_folder
 from .app import make_app
-from .guard import Guard, JsonLines
+from .guard import HOME, Guard, JsonLines
 from .limits import Limits
 from .service import Service
 
@@ -32,7 +32,6 @@ LOG = logging.getLogger("sdst.serve")
 TOKEN = "SDST_SERVE_TOKEN"  # of the environment
 _HEAD_S = 10.0  # in which a request's head must have come, and between two requests of a connection
 _BACKLOG = 2048
-_HOME = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -83,25 +82,29 @@ async def _serve(
             failed.append(error if isinstance(error, InputError) else InputError(f"the model cannot run: {error!r}"))
             server.should_exit = True
 
+    app = Guard(make_app(service, lifespan), service, options.token, options.host)
     config = uvicorn.Config(
-        Guard(make_app(service, lifespan), service, options.token), lifespan="on", http=_Hurried, ws="none",
+        app, lifespan="on", http=_Hurried, ws="none",
         log_config=None, access_log=False, server_header=False, backlog=_BACKLOG, proxy_headers=False,
         timeout_keep_alive=int(_HEAD_S), timeout_graceful_shutdown=max(1, round(limits.grace_s)),
     )  # fmt: skip
-    server = _Server(config, service)
+    server = Server(config, service)
     await server.serve(sockets=[listener])
     if failed:
         raise failed[0]
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Tells the service when a signal asks it to end; uvicorn then closes the port and waits for what is there."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        # uvicorn raises a signal again when all is done: an orderly end is no failure
-        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.signal(signal.SIGTERM, self._hear_early)
+
+    def _hear_early(self, sig: int, frame: FrameType | None) -> None:
+        """A signal before uvicorn listens to it; and again when all is done, as an orderly end is no failure."""
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal."""
@@ -159,7 +162,7 @@ def _announce(options: Options, listener: socket.socket) -> str:
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{port}"
     LOG.info(f"listening on {address}", extra={"event": "listening", "port": port})
-    if options.host not in _HOME and not options.token:
+    if options.host not in HOME and not options.token:
         LOG.warning(f"anyone who reaches {host} may ask: set {TOKEN}", extra={"event": "open"})
     return address
 

@@ -335,7 +335,7 @@ def test_an_upload_that_claims_to_be_large(server):
 
 def test_an_upload_that_is_cut_in_the_middle(server, video):
     with socket.create_connection(("127.0.0.1", server.port)) as client:
-        head = f"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: {OCTETS}\r\nContent-Length: 100000\r\n"
+        head = f"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: {OCTETS}\r\nContent-Length: 100000\r\n"
         client.sendall(head.encode() + b"X-Request-ID: cut\r\n\r\n" + video.read_bytes()[:5000])
         wait_until(server.left_over)
     wait_until(lambda: [line for line in server.events("request") if line["request_id"] == "cut"])
@@ -375,6 +375,22 @@ def test_a_token(exported, tmp_path):
         assert served.get("/v1/files").code == served.get("/v1/file?path=a.mp4").code == "unauthorized"
         assert served.post("/v1/ground", {"video": "x", "sentences": ["a"]}, **right).code == "video_unknown"
         assert (served.get("/healthz").status, served.get("/").status) == (200, 200)
+
+
+def test_a_name_that_another_site_gave_this_machine(exported, tmp_path):
+    """DNS rebinding: the page of a site whose name now leads to 127.0.0.1."""
+    with serving(exported.directory, tmp_path, wait=False) as served:
+        wait_until(lambda: served.events("listening"))
+        for name in ("evil.example", f"evil.example:{served.port}", "127.0.0.1.evil.example", "localhost:1:x"):
+            refused = served.get("/v1/files", host=name)
+            assert (refused.status, refused.code) == (400, "bad_request"), name
+            assert served.get("/metrics", host=name).code == "bad_request"
+            assert served.get("/healthz", host=name).status == 200
+        for name in ("localhost", f"localhost:{served.port}", "[::1]", "[::1]:80", "127.0.0.1:1"):
+            assert served.get("/v1/files", host=name).status == 200, name
+    with serving(exported.directory, tmp_path, wait=False, environment={"SDST_SERVE_TOKEN": "s3cret"}) as served:
+        wait_until(lambda: served.events("listening"))
+        assert served.get("/v1/files", host="a.example", authorization="Bearer s3cret").status == 200
 
 
 def test_a_full_disk(exported, tmp_path, video):

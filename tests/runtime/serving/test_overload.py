@@ -157,7 +157,7 @@ def test_time_outs(exported, tmp_path, clip):
 def slow_upload(server: Served) -> socket.socket:
     """The beginning of an upload; the rest is the caller's to send."""
     client = socket.create_connection(("127.0.0.1", server.port))
-    head = f"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: {OCTETS}\r\nContent-Length: 9999\r\n\r\n"
+    head = f"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: {OCTETS}\r\nContent-Length: 9999\r\n\r\n"
     client.sendall(head.encode() + b"x")
     return client
 
@@ -237,7 +237,7 @@ def test_slow_connections(server, clip):
     try:
         for _ in range(1000):
             slow.append(socket.create_connection(("127.0.0.1", server.port)))
-            slow[-1].sendall(b"POST /v1/ground HTTP/1.1\r\nHost: x\r\nX-Half: ")
+            slow[-1].sendall(b"POST /v1/ground HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
         assert server.ask(name).status == 200
         assert server.get("/healthz").status == 200
         slow[-1].setblocking(False)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import uvicorn
 
 from sdst_runtime.errors import InputError
 from sdst_runtime.serving.counters import Counters
@@ -18,6 +20,7 @@ from sdst_runtime.serving.guard import Guard, JsonLines
 from sdst_runtime.serving.limits import Limits
 from sdst_runtime.serving.messages import Encoded
 from sdst_runtime.serving.refusals import STATUS, Refusal, responses
+from sdst_runtime.serving.run import Server
 from sdst_runtime.serving.service import Service
 from sdst_runtime.serving.shelf import names_in
 from sdst_runtime.serving.uploads import receive_file
@@ -191,7 +194,7 @@ def test_a_fault_of_ours_has_the_shape_of_all_others():
 
     scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
     try:
-        asyncio.run(Guard(broken, service, "")(scope, receive, send))
+        asyncio.run(Guard(broken, service, "", "127.0.0.1")(scope, receive, send))
     finally:
         logger.removeHandler(handler)
 
@@ -201,3 +204,13 @@ def test_a_fault_of_ours_has_the_shape_of_all_others():
     assert "secret" not in error["message"]
     (line,) = [json.loads(line) for line in lines if "traceback" in line]
     assert (line["request_id"], "secret" in line["traceback"]) == (error["request_id"], True)
+
+
+def test_a_signal_before_uvicorn_listens_to_it(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        server = Server(uvicorn.Config("none:none"), Service(tmp_path, None, tmp_path, Limits(), 1))
+        signal.raise_signal(signal.SIGTERM)
+        assert server.should_exit
+    finally:
+        signal.signal(signal.SIGTERM, before)
