@@ -5,19 +5,22 @@
     python benchmarks/head.py --beside OLDER    # and projection.onnx and head.onnx of the same sizes from this folder
 
 All variants run in turn, in one process. "first query" is projection and head, "next query" the head alone, on a video
-whose projection is at hand. Shapes: B queries of one video, T clips, L tokens.
+whose projection is at hand; "products" are the float32 head's, back to back (floor.py): the floor of a next query.
+Shapes: B queries of one video, T clips, L tokens.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
+from floor import products_alone
 from timing import interleave, report
 
 from sdst_export.graph import save_model
@@ -32,6 +35,9 @@ from sdst_train.config import ModelConfig, TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.model.sdst import SDST
 from sdst_train.model.torch_session import TorchSession
+
+PRODUCTS = "products"
+Call = Callable[[], object]
 
 
 def main(
@@ -66,35 +72,50 @@ def main(
     inputs = pad_inputs([video] * batch, texts)
     eager = TorchSession(trained.model)
     variants = {"torch eager": lambda: eager.run(inputs)}
-    for precision in ("fp32", "fp16") if fp16 else ("fp32",):
-        first, following = calls(open_head(trained, precision, threads), inputs)
-        variants |= {f"onnxrt {precision}, first query": first, f"onnxrt {precision}, next query": following}
+    with tempfile.TemporaryDirectory() as place:
+        for precision in ("fp32", "fp16") if fp16 else ("fp32",):
+            folder = Path(place) / precision
+            write_head(trained, precision, folder)
+            model = open_head(folder, threads)
+            first, following = calls(model, inputs)
+            variants |= {f"onnxrt {precision}, first query": first, f"onnxrt {precision}, next query": following}
+            if precision == "fp32":
+                variants[PRODUCTS] = products_alone(folder / "head.onnx", head_inputs(model, inputs), threads)
     for folder in beside:
-        models = (open_session(folder / f"{name}.onnx", threads) for name in ("projection", "head"))
-        first, following = calls(GroundingModel(*models), inputs)
+        first, following = calls(open_head(folder, threads), inputs)
         variants |= {f"{folder.name}, first query": first, f"{folder.name}, next query": following}
     title = f"head, B {batch} T {clips} L {tokens}, {threads} threads"
     versions = {"torch": torch.__version__, "onnxruntime": import_onnxruntime().__version__}
-    report(title, interleave(variants, seconds=seconds), versions=versions, output=output)
+    samples = interleave(variants, seconds=seconds)
+    floor_s = float(np.median(samples[PRODUCTS]))
+    floors_s = {name: floor_s for name in samples if "next query" in name}
+    report(title, samples, floors_s=floors_s, versions=versions, output=output)
 
 
-def open_head(trained: Checkpoint, precision: Precision, threads: int) -> GroundingModel:
-    """Export both models and open them."""
-    with tempfile.TemporaryDirectory() as folder:
-        lowered, sessions = lower(trained, precision), []
-        for name, export in (("projection", export_projection), ("head", export_head)):
-            path = Path(folder) / f"{name}.onnx"
-            save_model(export(lowered), path)
-            sessions.append(open_session(path, threads))
-    return GroundingModel(*sessions)
+def write_head(trained: Checkpoint, precision: Precision, folder: Path) -> None:
+    """projection.onnx and head.onnx."""
+    folder.mkdir()
+    lowered = lower(trained, precision)
+    for name, export in (("projection", export_projection), ("head", export_head)):
+        save_model(export(lowered), folder / f"{name}.onnx")
 
 
-def calls(head: GroundingModel, inputs: dict[str, np.ndarray]):
+def open_head(folder: Path, threads: int) -> GroundingModel:
+    """Both models of a folder."""
+    return GroundingModel(*(open_session(folder / f"{name}.onnx", threads) for name in ("projection", "head")))
+
+
+def calls(model: GroundingModel, inputs: dict[str, np.ndarray]) -> tuple[Call, Call]:
     """A run of all, and a run of the head on what the projection gave."""
-    projected = head.projection.run({name: inputs[name][:1] for name in ("video", "video_mask")})["projected"]
-    head_inputs = {name: inputs[name] for name in ("video_mask", "text", "text_mask")}
-    head_inputs["projected"] = np.repeat(projected, len(inputs["text"]), axis=0)
-    return lambda: head.run(inputs), lambda: head.head.run(head_inputs)
+    following = head_inputs(model, inputs)
+    return lambda: model.run(inputs), lambda: model.head.run(following)
+
+
+def head_inputs(model: GroundingModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the head reads for `inputs`: queries of one video."""
+    projected = model.projection.run({name: inputs[name][:1] for name in ("video", "video_mask")})["projected"]
+    given = {name: inputs[name] for name in ("video_mask", "text", "text_mask")}
+    return given | {"projected": np.repeat(projected, len(inputs["text"]), axis=0)}
 
 
 def random_checkpoint() -> Checkpoint:
