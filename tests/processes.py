@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +13,11 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def hears_hangup() -> None:
+    """For `preexec_fn`: SIGHUP, which is ignored where the tests run under nohup, ends the child."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_until(done, limit_s: float = 120) -> None:

@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import pytest
-from processes import alive, wait_until
+from processes import alive, hears_hangup, wait_until
 
 from sdst_runtime.children import tied_process
 
@@ -46,8 +45,7 @@ def test_nothing_outlives_its_parent(tmp_path, program, how):
     pids = tmp_path / "pids"
     pids.mkdir()
     command = [sys.executable, str(tmp_path / "program.py"), str(pids)]
-    heard = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # which is ignored where tests run under nohup
-    with subprocess.Popen(command, preexec_fn=heard) as process:
+    with subprocess.Popen(command, preexec_fn=hears_hangup) as process:
         wait_until(lambda: len(list(pids.iterdir())) == 2)
         process.send_signal(how)
     assert process.returncode == -how

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from host_library import ROOT, SOUND, compiled, require_tools, stating
-from processes import alive, wait_until
+from processes import alive, hears_hangup, wait_until
 
 from sdst import plugins
 from sdst.cli import main
@@ -168,7 +168,7 @@ def test_a_build_that_is_ended_leaves_the_old_library_and_no_compiler(sources, t
     program += f"sys.exit(main(['plugins', 'build', '--host', '--out', {str(out)!r}]))"
     with subprocess.Popen(
         [sys.executable, "-c", program], env={**os.environ, "CXX": str(compiler)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, preexec_fn=hears_hangup,
     ) as process:  # fmt: skip
         wait_until(running.is_file)
         process.send_signal(how)
