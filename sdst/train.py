@@ -12,9 +12,6 @@ import tyro
 
 from sdst_runtime.errors import InputError
 from sdst_train.config import TrainConfig, parse_config
-from sdst_train.loop.run_report import write_run_report
-from sdst_train.loop.state import forget_states
-from sdst_train.loop.train import finished
 
 from .models import BEST
 from .next_step import advise
@@ -58,11 +55,6 @@ def train(arguments: list[str]) -> None:
             raise InputError(
                 f"{run} holds no run: it has no config.json; start one with  sdst train CONFIG --out {run}"
             )
-        if finished(run):
-            forget_states(run)
-            print(f"{run} has finished already; report: {write_run_report(run)}")  # noqa: T201
-            _advise(run)
-            return
         train_with_progress(parse_config(path.read_bytes(), path), run, resume=True)
         _advise(run)
         return

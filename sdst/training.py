@@ -11,19 +11,29 @@ from sdst_runtime.data.config import SplitName
 from sdst_runtime.data.dataset import Split, load_split
 from sdst_train.backbone.vision import Pool
 from sdst_train.config import TrainConfig
-from sdst_train.loop.checkpoint import Checkpoint
+from sdst_train.loop.checkpoint import Checkpoint, load_checkpoint
 from sdst_train.loop.distributed import Team, join_team
 from sdst_train.loop.run_report import write_run_report
-from sdst_train.loop.train import Progress, train
+from sdst_train.loop.state import forget_states
+from sdst_train.loop.train import Progress, finished, train
 from sdst_train.model.sdst import in_both_units, parameter_count
 
 from .consoles import make_console
+from .models import BEST
 from .progress import counted, make_bar
 
 
 def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False) -> Checkpoint:
-    """Load the data and train, with a bar, a line an epoch and a report at the end. Only the leader speaks."""
+    """Load the data and train, with a bar, a line an epoch and a report at the end. Only the leader speaks.
+
+    A run that has finished already is not gone on with: the leader decides, as the file may change between two looks.
+    """
     with join_team(config.device) as team:
+        if team.tell(team.leads and resume and finished(run) is not None):
+            if team.leads:
+                forget_states(run)
+                print(f"{run} has finished already; report: {write_run_report(run)}")  # noqa: T201
+            return load_checkpoint(run / BEST)
         console = make_console(stderr=True, quiet=not team.leads)
         if team.leads:
             prepare_data(config)

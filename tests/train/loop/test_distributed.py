@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from processes import alive, descendants, wait_until
 from tiny_world import TINY, make_samples, write_config, write_dataset
 
 from sdst_runtime.errors import InputError
@@ -56,21 +57,33 @@ def test_two_processes_resume_bit_by_bit(tmp_path):
     run([*TORCHRUN, *TRAIN, file, "--out", str(whole)])
     process = subprocess.Popen(
         [*TORCHRUN, *TRAIN, file, "--out", str(stopped)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not ((stopped / "steps.jsonl").is_file() and '{"step": 8, ' in (stopped / "steps.jsonl").read_text()):
         assert process.poll() is None
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    team = [process.pid, *descendants(process.pid)]  # torchrun starts its processes in sessions of their own
+    for pid in team:
+        os.kill(pid, signal.SIGKILL)
     process.wait()
+    wait_until(lambda: not any(map(alive, team)))
     run([*TORCHRUN, *TRAIN, "--resume", str(stopped)])
     assert (whole / "steps.jsonl").read_text() == (stopped / "steps.jsonl").read_text()
     assert (whole / "last.safetensors").read_bytes() == (stopped / "last.safetensors").read_bytes()
 
 
-def run(command: list[str]) -> None:
+def test_a_finished_run_is_told_by_the_leader(tmp_path):
+    data = write_dataset(tmp_path / "data", make_samples(4), make_samples(2, seed=1))
+    file = str(write_config(tmp_path / "config.json", dataclasses.replace(TINY, epochs=1, data=data)))
+    run([sys.executable, *TRAIN, file, "--out", str(tmp_path / "run")])
+    told = run([*TORCHRUN, *TRAIN, "--resume", str(tmp_path / "run")])
+    assert told.count("has finished already") == 1
+
+
+def run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_alone_everything_stays_as_it_is():
