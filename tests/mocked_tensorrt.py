@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 from tensorrt_headers import built, header_folders, header_version, nearest_headers, require_build_tools
 from tensorrt_wheels import Wheel, call_with_tensorrt, tensorrt_package
 
@@ -88,6 +89,14 @@ def mocked_tensorrt(bindings: Wheel) -> MockedTensorRT:
     parser = _parser_headers(headers)
     mock = built(headers, "sdst_mock", "-DSDST_CUDA=OFF", f"-DSDST_MOCK_PARSER_INCLUDE_DIR={parser}") / "mock"
     return MockedTensorRT(bindings, plugin, packages, mock, builds=(parser / "NvOnnxParser.h").is_file())
+
+
+def building_tensorrt(bindings: Wheel) -> MockedTensorRT:
+    """`mocked_tensorrt` with a parser and a builder. Skips the test where NvOnnxParser.h is missing too."""
+    mocked = mocked_tensorrt(bindings)
+    if not mocked.builds:
+        pytest.skip("needs NvOnnxParser.h of this major in TENSORRT_INCLUDE_DIR")
+    return mocked
 
 
 def binding_packages(bindings: Wheel) -> Path:

@@ -7,6 +7,7 @@ of a clip, B sentences, L tokens, X text width, K layers returned, H heads, D ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from sdst_train.backbone.vision import RMS_NORM_EPS, Attention, AttentionPool, B
 
 from .blocks import attend, minus_infinity, split_packed
 from .builder import BOOL, INT32, INT64, UINT8, GraphBuilder, Tensor
+
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def see(b: GraphBuilder, tower: VisionTower) -> Tensor:
@@ -39,14 +42,14 @@ class _Tower:
     def path(self, module: nn.Module) -> str:
         return self._paths[module]
 
-    def weight(self, module: nn.Module, name: str = "weight") -> Tensor:
-        """A parameter as it is."""
-        return self.b.weight(f"{self.path(module)}.{name}", module.get_parameter(name))
+    def weight(self, module: nn.Module, name: str = "weight", change: Change = lambda w: w) -> Tensor:
+        """A parameter, changed by `change` when the file is written."""
+        return self.b.weight(f"{self.path(module)}.{name}", module.get_parameter(name), change=change)
 
     def linear(self, module: nn.Linear, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x weight^T + bias in the type of the weight."""
         with self.b.at(self.path(module)):
-            weight = self.b.weight(f"{self.path(module)}.weight", module.weight, change=lambda w: w.T)
+            weight = self.weight(module, change=lambda w: w.T)
             product = self.b.op("MatMul", self.b.cast(x, weight.dtype), weight)
             if module.bias is not None:
                 bias = self.weight(module, "bias")
@@ -100,8 +103,7 @@ class _Vision(_Tower):
         with b.at(self.path(embed)):
             images = b.reshape(pixels, -1, size, size, 3, shape=(f"{frames}*N", size, size, 3))
             images = b.transpose(images, 0, 3, 1, 2)
-            name = f"{self.path(embed)}.proj"
-            weight = b.weight(f"{name}.weight", embed.proj.weight, change=lambda w: w.squeeze(2))
+            weight = self.weight(embed.proj, change=lambda w: w.squeeze(2))
             bias = self.weight(embed.proj, "bias")
             found = b.op("Conv", b.cast(images, weight.dtype), weight, bias, strides=[patch, patch])
             found = b.transpose(b.reshape(found, 0, config.width, config.grid**2), 0, 2, 1)
@@ -137,7 +139,7 @@ class _Vision(_Tower):
             full = b.float(x)
             square = b.op("ReduceMean", b.op("Pow", full, b.constant(2.0)), b.constant([-1], INT64), keepdims=1)
             root = b.op("Sqrt", b.add(square, b.constant(RMS_NORM_EPS)))
-            weight = b.weight(f"{self.path(module)}.weight", module.weight, change=lambda w: w * scale)
+            weight = self.weight(module, change=lambda w: w * scale)
             return b.cast(b.op("Mul", b.op("Div", full, root), weight), x.dtype)
 
     def _attention(self, module: Attention, x: Tensor) -> Tensor:
@@ -200,8 +202,7 @@ class _Text(_Tower):
         ids = b.cast(ids, INT32)  # TensorRT's type of an index
         with b.at(self.path(embed)):
             words = b.float(b.op("Gather", self.weight(embed.word_embeddings), ids, axis=0))
-            kinds = embed.token_type_embeddings
-            kind = b.weight(f"{self.path(kinds)}.weight", kinds.weight, change=lambda w: w[0].float())
+            kind = self.weight(embed.token_type_embeddings, change=lambda w: w[0].float())
             length = b.op("Shape", ids, start=1, end=2, dtype=INT64)
             table, zero = self.weight(embed.position_embeddings), b.constant([0], INT64)
             places = b.float(b.op("Slice", table, zero, length, zero, shape=("L", self.config.width)))
