@@ -65,4 +65,5 @@ def _open(model: onnx.ModelProto, threads: int):
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else the next variant shares its cores
     return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ import argparse
 import json
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -130,10 +131,11 @@ def serve(podman: Podman, sentences: Sequence[str]) -> dict[str, Any]:
 
 
 def stop_early(podman: Podman) -> dict[str, Any]:
-    """A server that is told to end as soon as it runs: the first process must hear it."""
+    """A server that is told to end as soon as Python runs, long before it is ready: the first process must hear it."""
     name = f"sdst-check-{secrets.token_hex(4)}"
     podman.run(more=["--detach", f"--name={name}"])
     try:
+        until_heard(podman, name)
         stop(podman, name)
         return {"stopped at its start": f"exit code {exit_code(podman, name)}"}
     finally:
@@ -150,6 +152,16 @@ def until_healthy(podman: Podman, name: str) -> float:
         expect("a HEALTHCHECK in the image", "no defined healthcheck" not in done.stderr, done.stderr.strip())
         time.sleep(0.5)
     raise Failed(f"not healthy after {READY_S:.0f} s; its log ends with {log(podman, name)[-2:]}")
+
+
+def until_heard(podman: Podman, name: str) -> None:
+    """Until process 1 catches SIGTERM. What comes before is lost, as to every first process: it has no default action."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < READY_S:
+        status = podman.say("exec", name, "cat", "/proc/1/status")
+        if int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+    raise Failed(f"process 1 does not catch SIGTERM after {READY_S:.0f} s")
 
 
 def stop(podman: Podman, name: str) -> None:
