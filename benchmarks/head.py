@@ -66,10 +66,7 @@ def main(
     """
     torch.set_num_threads(threads)
     trained = random_checkpoint() if checkpoint is None else load_checkpoint(checkpoint)
-    spec, rng = trained.spec, np.random.default_rng(0)
-    video = rng.standard_normal((clips, spec.layers, spec.video_width)).astype(np.float32)
-    texts = [rng.standard_normal((spec.layers, tokens, spec.text_width)).astype(np.float32) for _ in range(batch)]
-    inputs = pad_inputs([video] * batch, texts)
+    inputs = random_inputs(trained.spec, batch, clips, tokens)
     eager = TorchSession(trained.model)
     variants = {"torch eager": lambda: eager.run(inputs)}
     with tempfile.TemporaryDirectory() as place:
@@ -90,6 +87,14 @@ def main(
     floor_s = float(np.median(samples[PRODUCTS]))
     floors_s = {name: floor_s for name in samples if "next query" in name}
     report(title, samples, floors_s=floors_s, versions=versions, output=output)
+
+
+def random_inputs(spec: FeatureSpec, batch: int, clips: int, tokens: int) -> dict[str, np.ndarray]:
+    """`batch` queries of `tokens` tokens about one video."""
+    rng = np.random.default_rng(0)
+    video = rng.standard_normal((clips, spec.layers, spec.video_width)).astype(np.float32)
+    texts = [rng.standard_normal((spec.layers, tokens, spec.text_width)).astype(np.float32) for _ in range(batch)]
+    return pad_inputs([video] * batch, texts)
 
 
 def write_head(trained: Checkpoint, precision: Precision, folder: Path) -> None:

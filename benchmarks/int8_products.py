@@ -40,17 +40,24 @@ def main(
     inputs = [pad_inputs([sample.video], [sample.text]) for sample in samples]
     files = Bundle.open(int8)
     exact = [_exact(files, one) for one in inputs]
-    floats = "" if products_are_exact() else ", which would saturate: computed in float"
-    with Bundle.open(fp32).grounding_model(1) as single, files.grounding_model(1) as eight:
+    floats = "" if products_are_exact() else ", whose products would saturate: computed in float"
+    with (
+        Bundle.open(fp32).grounding_model(1) as single,
+        files.grounding_model(1) as eight,
+        files.grounding_model(1, as_written=True) as written,
+    ):
         table = Table(
             "output", "of exact Q/DQ", "of fp32", title=f"relative error of int8{floats}, {len(inputs)} queries"
         )
-        got, wide = [eight.run(one) for one in inputs], [single.run(one) for one in inputs]
-        for name in exact[0]:
-            table.add_row(name, *(f"{_error(got, other, name):.2e}" for other in (exact, wide)))
+        wide = [single.run(one) for one in inputs]
+        for title, model in (("int8", eight), ("as written", written)):
+            got = [model.run(one) for one in inputs]
+            for name in exact[0]:
+                table.add_row(f"{title}: {name}", *(f"{_error(got, other, name):.2e}" for other in (exact, wide)))
         Console(width=120).print(table)
         if seconds > 0:
             variants = {"fp32": lambda: single.run(inputs[0]), "int8": lambda: eight.run(inputs[0])}
+            variants["int8, as written"] = lambda: written.run(inputs[0])
             report("the head, B 1, one thread", interleave(variants, seconds=seconds))
 
 

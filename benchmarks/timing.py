@@ -13,12 +13,12 @@ from rich.table import Table
 
 from sdst_runtime.bench.measure import interleave
 from sdst_runtime.files import write_json
-from sdst_runtime.machine import machine_facts
+from sdst_runtime.machine import load_average, machine_facts, usable_cores
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["interleave", "matmul_rate", "report"]
+__all__ = ["interleave", "matmul_rate", "report", "say_machine"]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -33,6 +33,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         (a @ b)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def say_machine(versions: Mapping[str, str]) -> dict[str, str]:
+    """Print, and return, the facts of the machine, `versions` and the load; a busy machine is said."""
+    load = load_average()
+    machine = dict(machine_facts()) | dict(versions) | ({} if load is None else {"load": f"{load:.1f}"})
+    console = Console(width=160)
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
+    if load is not None and load > usable_cores() + 1:  # this process wants all cores, and one more is its own
+        console.print("The machine was busy: more processes than cores. Times mean little, ratios somewhat more.")
+    return machine
 
 
 def report(
@@ -60,9 +71,7 @@ def report(
     table = Table("variant", *columns, title=title)
     for name, row in rows.items():
         table.add_row(name, *(f"{row[key]:.4g}" if key in row else "" for key in columns))
-    machine = dict(machine_facts()) | dict(versions or {})
-    console = Console(width=160)
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
+    Console(width=160).print(table)
+    machine = say_machine(versions or {})
     if output is not None:
         write_json(output, {"title": title, "machine": machine, "variants": rows, "seconds": dict(samples)})

@@ -155,7 +155,7 @@ def until_healthy(podman: Podman, name: str) -> float:
 
 
 def until_heard(podman: Podman, name: str) -> None:
-    """Until process 1 catches SIGTERM. What comes before is lost, as to every first process: it has no default action."""
+    """Until process 1 catches SIGTERM: one that comes before is lost, as to every first process."""
     begin = time.monotonic()
     while time.monotonic() - begin < READY_S:
         status = podman.say("exec", name, "cat", "/proc/1/status")

@@ -34,14 +34,14 @@ class OpenedModel:
     data: DataConfig | None  # what it was trained on; a bundle does not say
 
 
-def open_model(path: Path, threads: int | None = None) -> OpenedModel:
-    """The model of a checkpoint, of a run's best checkpoint, or of a bundle.
+def open_model(path: Path, threads: int | None = None, as_written: bool = False) -> OpenedModel:
+    """The model of a checkpoint, of a run's best checkpoint, or of a bundle, `as_written` as of `open_session`.
 
     Raises InputError or ContractError when it cannot be used, DependencyError when a checkpoint meets no torch.
     """
     if (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
-        return OpenedModel(bundle.grounding_model(threads), bundle.manifest.spec, None)
+        return OpenedModel(bundle.grounding_model(threads, as_written), bundle.manifest.spec, None)
     if path.is_dir() and not (path / BEST).is_file():
         raise InputError(f"{path}: expected a bundle ({MANIFEST}) or a run ({BEST}) in it, found neither")
     return _open_checkpoint(path / BEST if path.is_dir() else path, threads)

@@ -125,12 +125,12 @@ def _open(bundles: Sequence[Path], reference: Path | None, stated: Tolerances, t
     others = list(bundles) if reference is not None else list(bundles[1:])
     if path is None or not others:
         raise InputError("expected bundles and a --reference, or two bundles, of which the first is the reference")
-    own = open_model(path, threads)
+    own = open_model(path, threads, as_written=True)
     steps = _steps_of(path, own)
     names = _names([path, *others])
     candidates = []
     for name, other in zip(names[1:], others, strict=True):
-        opened = open_model(other, threads)
+        opened = open_model(other, threads, as_written=True)
         if not _is_bundle(other):
             raise InputError(f"{other}: expected a bundle; a checkpoint can be the --reference only")
         opened.spec.require(own.spec, have=other, need=path, exact=True, mend="compare exports of one checkpoint")

@@ -17,7 +17,7 @@ from sdst_runtime.sessions.onnxruntime import OnnxRuntimeSession
 
 head, folder = map(Path, sys.argv[1:])
 inputs = dict(np.load(folder / "inputs.npz"))
-with OnnxRuntimeSession(head, 1, "cpu") as session:
+with OnnxRuntimeSession(head, 1, "cpu", as_written=True) as session:
     np.savez(folder / "session.npz", **session.run(inputs))
 plain = ort.InferenceSession(str(head), providers=["CPUExecutionProvider"])
 names = [value.name for value in plain.get_outputs()]

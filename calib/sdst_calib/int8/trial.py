@@ -79,7 +79,7 @@ class Trial:
         samples = self._encoded(modules("text", layers)) if "text" in self._graphs else self._samples
         with temporary_folder(self._place) as folder:
             paths = [self._file(name, modules(name, layers), folder) for name in GROUNDING_MODELS]
-            projection, head = (open_session(path, self._threads) for path in paths)
+            projection, head = (open_session(path, self._threads, as_written=True) for path in paths)
             with _Recorder(GroundingModel(projection, head)) as recorder:
                 rows = predict(recorder, samples, spec.clip_s, layers=spec.layers)
         brief = score(rows, samples, self._data, rounded=False)["brief"]
@@ -93,7 +93,7 @@ class Trial:
         with (
             temporary_folder(self._place) as folder,
             open_session(self._bundle.path("vision"), self._threads) as reference,
-            open_session(self._file("vision", chosen, folder), self._threads) as other,
+            open_session(self._file("vision", chosen, folder), self._threads, as_written=True) as other,
         ):
             return features_snr_db(reference, other, feeds)
 
@@ -123,7 +123,7 @@ class Trial:
         samples = []
         with (
             temporary_folder(self._place) as folder,
-            open_session(self._file("text", chosen, folder), self._threads) as session,
+            open_session(self._file("text", chosen, folder), self._threads, as_written=True) as session,
         ):
             for sample in self._samples:
                 ids, mask = tokenizer.encode_batch([sample.row["query"]], self._bundle.manifest.spec.max_tokens)

@@ -79,7 +79,7 @@ def compare_layers(
 
 
 def _feeds(projection: Path, queries: Sequence[Inputs]) -> dict[str, Feeds]:
-    with open_session(projection) as session:
+    with open_session(projection, as_written=True) as session:
         projected = [session.run({name: query[name] for name in session.inputs}) for query in queries]
     heads = [{**query, **outputs} for query, outputs in zip(queries, projected, strict=True)]
     return {"projection": lambda: queries, "head": lambda: heads}

@@ -19,7 +19,15 @@ from typing import cast
 from ..contracts import SPEC_KEY, FeatureSpec
 from ..errors import ContractError, InputError, SdstError
 from ..files import sha256_file, write_json
-from ..sessions.base import GROUNDER_MODELS, MODELS, GroundingModel, ModelKind, Session, require_signature
+from ..sessions.base import (
+    GROUNDER_MODELS,
+    GROUNDING_MODELS,
+    MODELS,
+    GroundingModel,
+    ModelKind,
+    Session,
+    require_signature,
+)
 from ..sessions.open import open_session
 from ..sessions.plugin_library import LIBRARIES, Brought, PluginDevice
 from ..sessions.tensorrt.sidecar import SUFFIX
@@ -91,9 +99,9 @@ class Bundle:
         """The bundle's own library of sdst::RDSA, if it lists one; it is loaded on the user's word alone."""
         return Brought(self.directory, self.manifest.files.get(LIBRARIES[device]))
 
-    def session(self, model: str, threads: int | None = None) -> Session:
-        """Open a model. Raises ContractError when it was exported under another contract than the bundle's."""
-        session = open_session(self.path(model), threads)
+    def session(self, model: str, threads: int | None = None, as_written: bool = False) -> Session:
+        """Open a model, as `open_session` does. Raises ContractError when its contract is not the bundle's."""
+        session = open_session(self.path(model), threads, as_written)
         try:
             self._require_own(model, session)
         except SdstError:
@@ -115,9 +123,9 @@ class Bundle:
         )
         require_signature(cast(ModelKind, model), session, self.path(model))
 
-    def grounding_model(self, threads: int | None = None) -> GroundingModel:
+    def grounding_model(self, threads: int | None = None, as_written: bool = False) -> GroundingModel:
         """The projection and the head as one model. Raises ContractError when they do not belong together."""
-        return GroundingModel(self.session("projection", threads), self.session("head", threads))
+        return GroundingModel(*(self.session(name, threads, as_written) for name in GROUNDING_MODELS))
 
 
 def write_manifest(

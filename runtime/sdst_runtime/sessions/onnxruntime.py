@@ -18,7 +18,7 @@ from .. import bounds
 from ..errors import ContractError, DependencyError, InputError, SessionError, foreign_errors
 from ..machine import DeviceChoice, usable_cores
 from .base import ProcessSession, TensorInfo, require_inputs
-from .int8_products import FLOAT_PRODUCTS, products_are_exact
+from .int8_products import FLOAT_PRODUCTS, NO_ROUNDING, products_are_exact
 from .ort import import_onnxruntime
 
 CUDA = "CUDAExecutionProvider"
@@ -31,9 +31,12 @@ class OnnxRuntimeSession(ProcessSession):
     `device` says where it runs, "cpu" or "cuda".
     """
 
-    def __init__(self, path: Path, threads: int | None = None, device: DeviceChoice = "auto") -> None:
+    def __init__(
+        self, path: Path, threads: int | None = None, device: DeviceChoice = "auto", as_written: bool = False
+    ) -> None:
         """`threads` within one operator; default: all cores this process may use. `device` "auto" is the
-        CUDA provider where it is installed and starts, else the CPU.
+        CUDA provider where it is installed and starts, else the CPU. `as_written`: Q/DQ around products that
+        this processor cannot compute in int8 round all the same, as an engine would; otherwise they are left out.
 
         Raises InputError for a file that cannot be loaded, ContractError for one whose inputs or outputs no model
         of this project has, DependencyError when "cuda" cannot be had.
@@ -44,7 +47,7 @@ class OnnxRuntimeSession(ProcessSession):
         super().__init__(self.path.name)
         if not self.path.is_file():
             raise InputError(f"{path}: no such model; export a bundle with  sdst export")
-        self._session: Any = _load(self.path, threads or usable_cores(), device)
+        self._session: Any = _load(self.path, threads or usable_cores(), device, as_written)
         self.device = "cuda" if CUDA in self._session.get_providers() else "cpu"
         if device == "cuda" and self.device != "cuda":
             raise DependencyError(
@@ -105,7 +108,7 @@ _ONNX_TYPES = {
 }
 
 
-def _load(path: Path, threads: int, device: DeviceChoice) -> Any:
+def _load(path: Path, threads: int, device: DeviceChoice, as_written: bool) -> Any:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -114,6 +117,8 @@ def _load(path: Path, threads: int, device: DeviceChoice) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not products_are_exact():
         options.add_session_config_entry(*FLOAT_PRODUCTS)
+        if not as_written:
+            options.add_session_config_entry(*NO_ROUNDING)
     try:
         providers = _providers(ort.get_available_providers(), device)
         # On a CPU the fused residual and norm is slower than the two (docs/benchmarking.md).

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from .tensorrt import TensorRTSession
 
 
-def open_session(path: Path, threads: int | None = None) -> Session:
-    """A session for a model file. Raises InputError for a suffix that nothing here runs."""
+def open_session(path: Path, threads: int | None = None, as_written: bool = False) -> Session:
+    """A session for a model file; `as_written` as of OnnxRuntimeSession. Raises InputError for an unknown suffix."""
     if Path(path).suffix == ".onnx":
         from .onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(path, threads)
+        return OnnxRuntimeSession(path, threads, as_written=as_written)
     if Path(path).suffix == ".plan":
         return open_engine(path)
     raise InputError(f"{path}: expected a .onnx or .plan file, got {Path(path).suffix or 'no suffix'}")

@@ -235,9 +235,9 @@ def test_trials_keep_what_they_share(world, monkeypatch, tmp_path):
     ffn = ["head:dense.ffn.0", "head:dense.ffn.2"]
     encoded = []
 
-    def counting(path: Path, threads: int | None):
+    def counting(path: Path, threads: int | None, **options: bool):
         encoded.extend(["text"] if Path(path).name == "text.onnx" else [])
-        return open_session(path, threads)
+        return open_session(path, threads, **options)
 
     def trial() -> Trial:
         return Trial(world.bundle, graphs, scales, world.queries.measured, world.queries.data, 1, tmp_path)
