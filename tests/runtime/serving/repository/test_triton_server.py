@@ -88,6 +88,10 @@ def test_the_client_of_the_docs(server, grounder, video, protocol):
         assert_near(answer, [grounder.ground(encoded, "a blue square").to_dict()])
 
 
+def test_the_client_of_the_docs_asks_again_when_an_answer_ends_in_the_middle():
+    assert client("cut") == "[400] asked again!!"
+
+
 def test_every_model_is_warm_before_the_server_is_ready(server):
     told = server.log.read_text().split("Started HTTPService")[0]
     for model in MODELS:
