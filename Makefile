@@ -23,7 +23,7 @@ STAMP := .venv/installed
 demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
 
-# pyright runs beside the tests and is shown after them. Three workers on two cores: a quarter of their time they wait for
+# pyright runs beside the tests and is shown after them. Three workers on two cores: a fifth of their time they wait for
 # servers, browsers and other children. The longest files come first (tests/conftest.py).
 test: style
 	mkdir -p build
