@@ -18,13 +18,18 @@ BIN := .venv/bin
 # pyproject.toml named must not stay.
 STAMP := .venv/installed
 
-.PHONY: demo test test-matrix test-tensorrt lint gpu-check device-check wheel clean
+.PHONY: demo test test-matrix test-tensorrt lint style gpu-check device-check wheel clean
 
 demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
 
-test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+# pyright runs beside the tests and is shown after them. Three workers on two cores: a fifth of their time they wait for
+# servers, browsers and other children. The longest files come first (tests/conftest.py).
+test: style
+	mkdir -p build
+	$(BIN)/pyright > build/pyright.log 2>&1 & types=$$!; \
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types; types=$$?; cat build/pyright.log; exit $$((tests ? tests : types))
 
 test-matrix: $(STAMP)
 	$(BIN)/python .ci/matrix.py $(JOBS)
@@ -32,11 +37,13 @@ test-matrix: $(STAMP)
 test-tensorrt: $(STAMP)
 	$(BIN)/python .ci/tensorrt.py $(HEADERS)
 
-lint: $(STAMP)
+lint: style
+	$(BIN)/pyright
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find plugins -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
-	$(BIN)/pyright
 	$(BIN)/hadolint containers/Dockerfile.*
 
 gpu-check:

@@ -1,13 +1,14 @@
 """`make test-matrix`: a plain installation with the oldest and the newest versions that pyproject.toml allows.
 
     oldest          Python 3.10, every requirement at its lower bound, which stands in pyproject.toml alone
-    newest-3.12     Python 3.12, the newest that pip finds within the bounds
+    newest-3.12     Python 3.12, the newest that pip finds within the bounds, and the extra serve
     newest-3.13     Python 3.13, the same
 
 Each job has an environment of its own under build/matrix/, kept until pyproject.toml changes; the newest ones are
-upgraded every time. Into it goes the wheel of this checkout, without extras and so without torch. There `sdst doctor`,
-`ground`, `data check` and `eval` run on a world that the pinned environment makes (tests/matrix_world.py) and must
-answer what they answer there; then come the tests below. A job whose interpreter is not found is skipped, and says so.
+upgraded every time. Into it goes the wheel of this checkout, without torch: of the extras only serve is tried. There
+`sdst doctor`, `ground`, `data check` and `eval` run on a world that the pinned environment makes
+(tests/matrix_world.py) and must answer what they answer there; then come the tests below. A job whose interpreter is
+not found is skipped, and says so.
 Run by the pinned Python (3.11 or newer: tomllib).
 
     .venv/bin/python .ci/matrix.py [JOB ...]
@@ -41,6 +42,7 @@ TESTS = (
     "runtime/data/test_data_check", "runtime/data/test_stores", "runtime/metrics/test_metrics",
     "runtime/doctor/test_doctor", "verbs/test_feature_commands",
 )  # fmt: skip
+OF_EXTRAS = {"serve": ("runtime/serving/test_parts", "runtime/serving/test_http")}
 # Of test_doctor those that need neither a compiler nor a bundle that torch made.
 CHOSEN = "not test_doctor or colours or decod or annotation or model_is_run"
 SHOWN = ("av", "onnxruntime", "numpy", "pydantic", "tokenizers", "tyro")
@@ -63,9 +65,10 @@ class Job:
     name: str
     python: str  # "3.10"
     oldest: bool = False
+    extras: tuple[str, ...] = ()
 
 
-JOBS = (Job("oldest", "3.10", oldest=True), Job("newest-3.12", "3.12"), Job("newest-3.13", "3.13"))
+JOBS = (Job("oldest", "3.10", oldest=True), Job("newest-3.12", "3.12", extras=("serve",)), Job("newest-3.13", "3.13"))
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ def lower_bounds(requirements: list[str]) -> list[str]:
 
 def wanted(job: Job) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    tools = [line for line in project["optional-dependencies"]["test"] if re.match(r"[\w-]+", line)[0] in TOOLS]
-    asked = [*project["dependencies"], *tools]
+    optional = project["optional-dependencies"]
+    tools = [line for line in optional["test"] if re.match(r"[\w-]+", line)[0] in TOOLS]
+    asked = [*project["dependencies"], *(line for extra in job.extras for line in optional[extra]), *tools]
     return lower_bounds(asked) if job.oldest else asked
 
 
@@ -217,7 +221,8 @@ def check(job: Job, python: Path) -> list[str]:
         got = json.loads(run([sdst, *command], place))
         for fault in differences(got, expected[name], name):
             raise JobFailed(f"sdst {' '.join(command)}\n{fault}")
-    tests = [str(ROOT / "tests" / f"{name}.py") for name in TESTS]
+    names = [*TESTS, *(name for extra in job.extras for name in OF_EXTRAS[extra])]
+    tests = [str(ROOT / "tests" / f"{name}.py") for name in names]
     pytest = [str(python.parent / "pytest"), "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     said = run([*pytest, "-p", "no:cacheprovider", "-k", CHOSEN, *tests], place)
     return [
@@ -246,7 +251,7 @@ def differences(got: object, expected: object, where: str) -> list[str]:
 
 def run(command: list[str], place: Path) -> str:
     """Standard output. Raises JobFailed with all output when the command fails."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "SDST_TEST_WORLD": str(WORLD)}
     env.pop("PYTHONPATH", None)
     done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:

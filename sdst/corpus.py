@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from sdst_runtime.corpus.ask import Corpus, Row
+from sdst_runtime.corpus.ask import AskListener, Corpus, Row
 from sdst_runtime.corpus.engines import Engine
 from sdst_runtime.corpus.index import IndexedCorpus, Listener, index_corpus
 from sdst_runtime.corpus.results import require_suffix, write_rows
@@ -90,7 +90,8 @@ def ask(
         require_suffix(out)
     with Corpus.open(store, bundle, threads) as corpus:
         queries = tuple(dict.fromkeys(sentences))
-        rows = corpus.ask(queries, top, engine=engine, workers=workers)
+        with told("sentences", "sentences") as bar:
+            rows = corpus.ask(queries, top, engine=engine, workers=workers, listener=_Asked(bar))
         unknown = {query: corpus.grounder.tokenizer.unknown_words(query) for query in queries}
     for query, words in unknown.items():
         if words:
@@ -102,6 +103,21 @@ def ask(
             print(dump_json(dataclasses.asdict(row)))  # noqa: T201
     else:
         _print_table(rows)
+
+
+class _Asked(AskListener):
+    """Both parts of the work as a bar."""
+
+    def __init__(self, bar: Told) -> None:
+        self._bar = bar
+
+    def ranked(self, done: int, total: int) -> None:
+        self._bar.name("comparing sentences with all videos")
+        self._bar.show(done, total)
+
+    def found(self, done: int, total: int) -> None:
+        self._bar.name("moments")
+        self._bar.show(done, total)
 
 
 class _Shown(Listener):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
@@ -41,26 +41,36 @@ _FAULTS = """() => {
 }"""
 
 
-def opened(page: Path, width: int = 1280, **options: Any) -> AbstractContextManager[Page]:
-    """A page from its file, as `visited`."""
-    return visited(page.as_uri(), width, **options)
-
-
 @contextmanager
-def visited(address: str, width: int = 1280, **options: Any) -> Iterator[Page]:
-    """A page at its address, at a width in pixels. Skips the test where Playwright or Chromium is missing."""
+def chromium() -> Iterator[Browser]:
+    """A browser without a window. Skips the test where Playwright or Chromium is missing."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(_NAMES)} is on PATH")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=[f"--{option}" for option in _QUIET])
+        started = playwright.chromium.launch(executable_path=program, args=[f"--{option}" for option in _QUIET])
         try:
-            tab = browser.new_context(viewport={"width": width, "height": 844}, **options).new_page()
-            tab.goto(address)
-            yield tab
+            yield started
         finally:
-            browser.close()
+            started.close()
+
+
+def opened(browser: Browser, page: Path, width: int = 1280, **options: Any) -> AbstractContextManager[Page]:
+    """A page from its file, as `visited`."""
+    return visited(browser, page.as_uri(), width, **options)
+
+
+@contextmanager
+def visited(browser: Browser, address: str, width: int = 1280, **options: Any) -> Iterator[Page]:
+    """A page at its address, at a width in pixels, for a visitor who was never here before."""
+    visitor = browser.new_context(viewport={"width": width, "height": 844}, **options)
+    try:
+        tab = visitor.new_page()
+        tab.goto(address)
+        yield tab
+    finally:
+        visitor.close()
 
 
 def faults(tab: Page) -> list[str]:

@@ -6,20 +6,56 @@ Bundles take half a minute: one worker makes them, the others wait.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from places import TESTS
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test imports ONNX Runtime by itself
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cores
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Files that take over 10 s of a core or wait as long, the longest first: so that no worker is left with one at the end
+# (make test, which hands out whole files in the order in which they are collected).
+LONGEST = (
+    "real_tensorrt/test_builder.py",
+    "train/loop/test_distributed.py",
+    "runtime/serving/repository/test_triton_operation.py",
+    "runtime/serving/test_overload.py",
+    "runtime/corpus/test_corpus_command.py",
+    "runtime/corpus/test_ray_engine.py",
+    "runtime/serving/repository/test_triton_server.py",
+    "train/backbone/test_extraction.py",
+    "export/engine/test_rtx_build.py",
+    "train/loop/test_resume.py",
+    "verbs/demo/test_demo.py",
+    "plugins/test_kernel_codegen.py",
+    "runtime/serving/test_http.py",
+    "runtime/serving/test_page.py",
+    "runtime/pages/test_report_in_browser.py",
+    "calib/int8/test_int8.py",
+    "calib/int8/test_int8_vision.py",
+    "train/loop/test_training_loop.py",
+    "train/study/test_ablation.py",
+    "verbs/test_plugins_command.py",
+    "runtime/media/test_pipeline.py",
+    "test_architecture.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @dataclass(frozen=True)
@@ -44,10 +80,25 @@ def shared(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at torch's 400,000 objects again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A session takes one thread where a test asks for no number: models so small keep the others spinning."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdst_runtime.sessions.onnxruntime.usable_cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> Exported:
-    """A bundle of random weights: K = 2, 28-pixel frames, the demo's tokenizer."""
-    root = shared(tmp_path_factory, "exported", make_exported)
+    """A bundle of random weights: K = 2, 28-pixel frames, the demo's tokenizer. .ci/matrix.py has one made before."""
+    world = os.environ.get("SDST_TEST_WORLD")
+    root = Path(world) if world else shared(tmp_path_factory, "exported", make_exported)
     return Exported(root / "bundle", root / "backbone.safetensors", root / "best.safetensors")
 
 
@@ -145,6 +196,15 @@ def write_noise(path: Path, seed: int = 0, frames: int = 74) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, for the tests of one file: while Playwright is open nothing else may run asyncio in this thread."""
+    from browser import chromium
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The house itself: which room may import which, what the wheel holds, and what an import costs.
+"""The house itself: which room may import which, and what an import costs.
 
 Every import statement of the source is read, also those inside functions, so that an arrow against the order is found
 without running the line that draws it.
@@ -9,17 +9,17 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from conftest import LONGEST
+from places import ROOT, TESTS
 
 from sdst import __version__
 from sdst.cli import VERBS
@@ -65,7 +65,13 @@ def module_name(room: str, path: Path) -> str:
     return ".".join((room, *path.relative_to(ROOMS[room]).with_suffix("").parts))
 
 
-def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
+@cache
+def imports(source: str, module: str) -> list[tuple[int, str]]:
+    """What `imports_in` finds, once for each source: parsing all of them takes a second or two."""
+    return list(imports_in(source, module))
+
+
+def imports_in(source: str, module: str) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of everything a module imports, at any depth, relative names resolved.
 
     `module` is the file's dotted name (`room.part.__init__` for a package), so its package is all but the last part.
@@ -237,6 +243,11 @@ def test_every_folder_says_what_it_is_for():
     assert {path: lines for path, lines in lengths.items() if not 1 <= lines <= 3} == {}
 
 
+def test_the_longest_files_of_tests_are_there():
+    assert [name for name in LONGEST if not (TESTS / name).is_file()] == []
+    assert len(set(LONGEST)) == len(LONGEST)
+
+
 # ---------------------------------------------------------------- the name
 
 
@@ -265,68 +276,6 @@ def test_the_distribution_has_one_name():
     assert requirement("torch") == "torch"  # an extra brings it
     assert install_command("train") == "run  pip install '.[train]'  in the project's checkout"
     assert install_command() == "run  pip install .  in the project's checkout"
-
-
-# ---------------------------------------------------------------- the wheel
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> set[str]:
-    """Names of the files in a wheel built from a copy of the source, so that nothing left in build/ slips in."""
-    place = tmp_path_factory.mktemp("wheel")
-    copy = place / "source"
-    for room in ROOMS.values():
-        shutil.copytree(room, copy / room.relative_to(ROOT), ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "plugins", copy / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "CMakeLists.txt", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy / name)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (path,) = place.glob("sdst_vtg-*.whl")
-    with zipfile.ZipFile(path) as archive:
-        return set(archive.namelist())
-
-
-def test_wheel_holds_every_module(wheel):
-    wanted = {f"{room}/{path.relative_to(ROOMS[room]).as_posix()}" for room in ORDER for path in sources(room)}
-
-    assert wanted - wheel == set()
-
-
-def test_wheel_holds_package_data(wheel):
-    wanted = {
-        "sdst_runtime/py.typed",
-        "sdst_runtime/pages/templates/report.html",
-        "sdst/demo/assets/tiny_backbone.safetensors",
-    }
-    for room, folder in (
-        ("sdst", "demo/assets"),
-        ("sdst_runtime", "pages/templates"),
-        ("sdst_runtime", "sessions/assets"),
-        ("sdst_runtime", "doctor/assets"),
-        ("sdst_runtime", "serving/page"),
-    ):
-        wanted |= {f"{room}/{folder}/{path.name}" for path in (ROOMS[room] / folder).glob("*") if path.is_file()}
-
-    assert wanted - wheel == set()
-
-
-def test_wheel_holds_the_sources_of_the_compiled_op(wheel):
-    folders = ("cmake", "dev", "examples", "include", "src", "tensorrt", "triton")
-    files = [path for folder in folders for path in (ROOT / "plugins" / folder).rglob("*") if path.is_file()]
-    shipped = {name for name in wheel if name.startswith("sdst/plugin_sources/")}
-
-    assert {f"sdst/plugin_sources/{path.relative_to(ROOT).as_posix()}" for path in files} <= shipped
-    assert "sdst/plugin_sources/CMakeLists.txt" in shipped
-    assert not any(name.startswith("sdst/plugin_sources/plugins/tests/") for name in shipped)
-
-
-def test_wheel_holds_the_rooms_and_nothing_else(wheel):
-    top = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
-
-    assert top == set(ORDER)
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
 
 
 def test_class_variables_say_their_type():

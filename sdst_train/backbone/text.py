@@ -67,7 +67,7 @@ class TextEncoder(nn.Module):
         if not 1 <= layers <= self.config.depth:
             raise InputError(f"layers: expected 1 to {self.config.depth} (the text encoder's depth), got {layers}")
         # The mask is prepared here, in the form that transformers hands on as it is: its own code for masks looks into
-        # the values (a batch without padding takes another path), which an exported graph cannot do.
+        # the values (a batch without padding takes another path), and the exported graph masks every batch alike.
         batch, length = token_ids_BL.shape
         mask_B1LL = token_mask_BL.bool()[:, None, None, :].expand(batch, 1, length, length)
         token_ids_BL = token_ids_BL.int()  # TensorRT's type of an index

@@ -65,7 +65,7 @@ def test_exit_code_1_beyond_a_tolerance_and_the_report_is_written(world, tmp_pat
     assert told["layers"]["broken"]["first"]["node"].startswith("dense.cross.query/MatMul_")
 
 
-def test_the_page_has_names_as_they_are_and_is_readable_on_a_phone(world, tmp_path, capsys):
+def test_the_page_has_names_as_they_are_and_is_readable_on_a_phone(browser, world, tmp_path, capsys):
     name = ":smile: [bold]broken <b>" + "x" * 60
     broken = changed_bundle(world.fp32, tmp_path / name, lambda graph: plant(graph, "dense.cross.query", 3.0))
     code, _, _ = run(capsys, world.fp32, broken, "--data", world.config, "--layers", "--out", tmp_path)
@@ -77,7 +77,7 @@ def test_the_page_has_names_as_they_are_and_is_readable_on_a_phone(world, tmp_pa
     for layer in told["layers"]:  # what a pointer reads from the bars, for those who have none
         assert f'<td class="name">{escape(layer["node"])}</td><td>{escape(layer["tensor"])}</td>' in listed
     for width in (390, 800, 1280):
-        with opened(tmp_path / "parity.html", width) as tab:
+        with opened(browser, tmp_path / "parity.html", width) as tab:
             assert faults(tab) == []
 
 

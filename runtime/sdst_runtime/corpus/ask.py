@@ -51,6 +51,16 @@ class Question:
     query: str
 
 
+class AskListener:
+    """Hears of the work; each method does nothing unless it is overridden."""
+
+    def ranked(self, done: int, total: int) -> None:
+        """Sentences that were compared with all videos."""
+
+    def found(self, done: int, total: int) -> None:
+        """Videos of all sentences in which the moment was found."""
+
+
 class Head:
     """Finds moments: one a worker process. Raises what opening a bundle and a store does."""
 
@@ -86,7 +96,10 @@ class Corpus(ClosedAtEnd):
             )
         return cls(store, Bundle.open(bundle or store.facts.bundle), threads)
 
-    def ask(self, queries: Sequence[str], top: int = 20, *, engine: Engine = "local", workers: int = 1) -> list[Row]:
+    def ask(
+        self, queries: Sequence[str], top: int = 20, *, engine: Engine = "local", workers: int = 1,
+        listener: AskListener | None = None,
+    ) -> list[Row]:  # fmt: skip
         """For each query, in order, the `top` best videos, best first. All are compared with all videos.
 
         More than one worker, or those of Ray, share the work of the head, each with its own; the rows are the same.
@@ -99,11 +112,13 @@ class Corpus(ClosedAtEnd):
         require_queries(queries)
         for query in queries:
             self.grounder.check(query)
-        ranked = [
-            found for start in range(0, len(queries), AT_ONCE) for found in self._rank(queries[start:][:AT_ONCE], top)
-        ]
+        listener = listener or AskListener()
+        ranked: list[tuple[Question, int, float]] = []
+        for start in range(0, len(queries), AT_ONCE):
+            ranked += self._rank(queries[start:][:AT_ONCE], top)
+            listener.ranked(min(start + AT_ONCE, len(queries)), len(queries))
         batches = _batches([question for question, _, _ in ranked], self.grounder.most_rows)
-        moments = self._moments(batches, engine, workers)
+        moments = self._moments(batches, engine, workers, listener)
         return [
             Row(question.query, question.video.vid, rank, aligned, found.start_s, found.end_s, found.score)
             for question, rank, aligned in ranked
@@ -129,12 +144,16 @@ class Corpus(ClosedAtEnd):
             for rank, video in enumerate(map(int, best[place]), 1)
         ]
 
-    def _moments(self, batches: Sequence[Sequence[Question]], engine: Engine, workers: int) -> dict[Question, Moment]:
+    def _moments(
+        self, batches: Sequence[Sequence[Question]], engine: Engine, workers: int, listener: AskListener
+    ) -> dict[Question, Moment]:
         found: dict[Question, Moment] = {}
+        total = sum(map(len, batches))
         for place, moments in self._work(batches, engine, workers):
             if isinstance(moments, Died):
                 raise SessionError(f"asking {len(batches[place])} questions: {moments}; ask with fewer workers")
             found.update(zip(batches[place], moments, strict=True))
+            listener.found(len(found), total)
         return found
 
     def _work(

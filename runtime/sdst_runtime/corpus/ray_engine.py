@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,7 @@ from .team import Died, Ready
 
 _CPUS = 0.5  # of a worker, as Ray counts; the threads of its models are another matter
 _STARTS = 3  # Ray gives itself 30 s to start, which a busy machine may miss
+_CONNECT_S = 10  # Ray itself tries for more than three minutes
 _STORE_BYTES = 100 << 20  # of Ray's object store, through which tasks and results pass; by default a third of memory
 
 
@@ -101,6 +104,7 @@ def _connect() -> tuple[bool, Any]:
     ray: Any = require_package("ray", "corpus")
     if ray.is_initialized():
         return False, ray
+    _require_listener(address or "")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         settings |= {"address": "local", "include_dashboard": False, "object_store_memory": _STORE_BYTES}
@@ -115,3 +119,17 @@ def _connect() -> tuple[bool, Any]:
                 where = f"expected the cluster of RAY_ADDRESS {address!r}" if address else "expected it to start here"
                 raise SessionError(f"ray: {where}, got {_shown(error)}") from error
     return True, ray
+
+
+def _require_listener(address: str) -> None:
+    """Raise SessionError when nobody listens at a `host:port` or `ray://host:port`; other forms are Ray's to read."""
+    found = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise SessionError(
+            f"ray: expected the cluster of RAY_ADDRESS {address!r} to listen there ({error}); start it with  ray start "
+            "--head, correct RAY_ADDRESS, or unset it for a Ray on this machine"
+        ) from error

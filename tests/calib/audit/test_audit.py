@@ -226,11 +226,11 @@ def test_the_page_is_whole_and_escapes(both, feeds):
         assert f'<td class="wrap">{escape(tensor.key)}</td>' in listed
 
 
-def test_the_page_is_readable_on_a_phone(both, feeds, tmp_path):
+def test_the_page_is_readable_on_a_phone(browser, both, feeds, tmp_path):
     audit = audited(both.head("fp32"), both.head("fp16"), feeds)
     name = ":smile: [bold]a[/bold] <b>" + "/a/path" * 20
     write_audit(tmp_path, [audit], find_faults(audit), [("fp32", name)])
     assert escape(name) in (tmp_path / "audit.html").read_text()
     for width in (390, 800, 1280):
-        with opened(tmp_path / "audit.html", width) as tab:
+        with opened(browser, tmp_path / "audit.html", width) as tab:
             assert faults(tab) == []

@@ -269,7 +269,7 @@ def test_the_load_stands_on_the_page_and_in_the_json():
     assert (as_json(loaded)["warnings"], as_json(small_benchmark())["warnings"]) == ([LOADED], [])
 
 
-def test_the_page_is_readable_on_a_phone(tmp_path):
+def test_the_page_is_readable_on_a_phone(browser, tmp_path):
     long = replace(
         small_benchmark(),
         machine=(("processor", "a <fast> one of many words and a_name_without_a_single_space_in_it_to_break_at"),),
@@ -279,7 +279,7 @@ def test_the_page_is_readable_on_a_phone(tmp_path):
     write_page(tmp_path / "bench.html", long)
     assert ":smile: [bold]fast[/bold] &lt;b&gt;" in (tmp_path / "bench.html").read_text()
     for width in (390, 800, 1280):
-        with opened(tmp_path / "bench.html", width) as tab:
+        with opened(browser, tmp_path / "bench.html", width) as tab:
             assert faults(tab) == []
 
 

@@ -21,7 +21,7 @@ from processes import alive, wait_until
 
 from sdst.cli import main
 from sdst_runtime import Grounder
-from sdst_runtime.corpus.ask import Corpus, Row
+from sdst_runtime.corpus.ask import AskListener, Corpus, Row
 from sdst_runtime.corpus.store import FACTS, Store, claimed
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
@@ -128,10 +128,26 @@ def test_rows_as_parquet(indexed, tmp_path):
 MANY = [f"{SENTENCES[0][:-1]} after a blue square spins {i} times?" for i in range(6)]  # batches of the head: 3
 
 
-def test_rows_do_not_depend_on_the_number_of_workers(indexed):
+class Heard(AskListener):
+    def __init__(self) -> None:
+        self.ranks: list[tuple[int, int]] = []
+        self.moments: list[tuple[int, int]] = []
+
+    def ranked(self, done: int, total: int) -> None:
+        self.ranks.append((done, total))
+
+    def found(self, done: int, total: int) -> None:
+        self.moments.append((done, total))
+
+
+def test_rows_do_not_depend_on_the_number_of_workers(indexed, monkeypatch):
+    monkeypatch.setattr("sdst_runtime.corpus.ask.AT_ONCE", 4)
     with Corpus.open(indexed, threads=1) as corpus:
-        alone = corpus.ask(MANY, top=12)
-        assert len(alone) == 72 > 2 * corpus.grounder.most_rows
+        heard, rows = Heard(), corpus.grounder.most_rows
+        alone = corpus.ask(MANY, top=12, listener=heard)
+        assert len(alone) == 72 > 2 * rows
+        assert heard.ranks == [(4, 6), (6, 6)]
+        assert heard.moments == [(min(done, 72), 72) for done in range(rows, 72 + rows, rows)]
         assert corpus.ask(MANY, top=12, workers=2) == alone
 
 

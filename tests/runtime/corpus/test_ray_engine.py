@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ class SlowRay:
         self.ends += 1
 
 
-@pytest.mark.parametrize(("failures", "address", "starts"), [(0, "", 1), (2, "", 3), (3, "", 3), (1, "host:1", 1)])
+@pytest.mark.parametrize(("failures", "address", "starts"), [(0, "", 1), (2, "", 3), (3, "", 3), (1, "auto", 1)])
 def test_a_start_that_takes_too_long_is_tried_again(monkeypatch, failures, address, starts):
     slow = SlowRay(failures)
     monkeypatch.setattr(ray_engine, "require_package", lambda *_: slow)
@@ -128,6 +129,19 @@ def test_a_start_that_takes_too_long_is_tried_again(monkeypatch, failures, addre
         with pytest.raises(SessionError, match=r"^ray: expected .*, got The current node timed out during startup\.$"):
             ray_engine.RayTeam(Opens(Path()))
     assert (slow.starts, slow.ends) == (starts, starts)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch, form):
+    silent = SlowRay(0)
+    monkeypatch.setattr(ray_engine, "require_package", lambda *_: silent)
+    with socket.socket() as taken:  # its port is taken and takes no connections
+        taken.bind(("127.0.0.1", 0))
+        address = form.format(taken.getsockname()[1])
+        monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": address})
+        with pytest.raises(SessionError, match=rf"^ray: expected the cluster of RAY_ADDRESS '{address}' to listen"):
+            ray_engine.RayTeam(Opens(Path()))
+    assert silent.starts == 0
 
 
 def test_workers_end_with_a_driver_that_is_killed(tmp_path):

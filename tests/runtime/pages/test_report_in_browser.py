@@ -80,8 +80,8 @@ def ready(tab) -> None:
     assert tab.evaluate("() => [player.currentTime, player.paused, player.error]") == [0, True, None]
 
 
-def test_a_click_on_a_row_or_a_bar_seeks_and_plays(page):
-    with opened(page) as tab:
+def test_a_click_on_a_row_or_a_bar_seeks_and_plays(browser, page):
+    with opened(browser, page) as tab:
         ready(tab)
         tab.locator(".moment-row").nth(1).locator(".told").click()
         settled(tab, 2.0)
@@ -95,8 +95,8 @@ def test_a_click_on_a_row_or_a_bar_seeks_and_plays(page):
         assert tab.url == page.as_uri()  # no link was followed
 
 
-def test_keys_seek_play_and_read_out(page):
-    with opened(page) as tab:
+def test_keys_seek_play_and_read_out(browser, page):
+    with opened(browser, page) as tab:
         ready(tab)
         first, second = (tab.locator(".moment-row").nth(i) for i in (0, 1))
         first.focus()
@@ -120,12 +120,12 @@ def test_keys_seek_play_and_read_out(page):
         settled(tab, 4.0)
 
 
-def test_times_of_a_long_video_are_read_out_as_its_axis_has_them(tmp_path):
+def test_times_of_a_long_video_are_read_out_as_its_axis_has_them(browser, tmp_path):
     grounding = Grounding("hours", (), np.full(20, -0.5, np.float32), clip_s=450.0)
     truth = ((0.0, 600.0), (700.0, 800.0), (4000.0, 4100.0))
     panel = VideoPanel("long.mp4", 9000.0, (), (QueryPanel(grounding, truth),))
     write_report(tmp_path / "report.html", Report("Moments", videos=(panel,)))
-    with opened(tmp_path / "report.html") as tab:
+    with opened(browser, tmp_path / "report.html") as tab:
         tab.locator("[role=slider]").focus()
         shown = tab.locator("output")
         for key, told in (
@@ -139,8 +139,8 @@ def test_times_of_a_long_video_are_read_out_as_its_axis_has_them(tmp_path):
         ]  # fmt: skip
 
 
-def test_a_finger_seeks_and_reads_out(page):
-    with opened(page, 390, has_touch=True) as tab:
+def test_a_finger_seeks_and_reads_out(browser, page):
+    with opened(browser, page, 390, has_touch=True) as tab:
         ready(tab)
         tab.locator(".moment-row").nth(0).tap()
         settled(tab, 6.0)
@@ -149,23 +149,23 @@ def test_a_finger_seeks_and_reads_out(page):
         assert re.fullmatch(r"[56]\.\d s, saliency 0\.\d\d", tab.locator(".query output").inner_text())
 
 
-def test_a_video_elsewhere_plays_and_one_that_is_gone_is_said(page, clip, tmp_path):
+def test_a_video_elsewhere_plays_and_one_that_is_gone_is_said(browser, page, clip, tmp_path):
     elsewhere = tmp_path / "pages" / "report.html"
     write_report(elsewhere, Report("Moments", videos=(panel(clip, clip),)))
-    with opened(elsewhere) as tab:
+    with opened(browser, elsewhere) as tab:
         ready(tab)
         tab.locator(".moment-row").nth(0).click()
         settled(tab, 6.0)
         assert not tab.locator(".unplayable").is_visible()
     gone = tmp_path / "gone.html"
     write_report(gone, Report("Moments", videos=(panel(tmp_path / "gone.mp4", clip),)))
-    with opened(gone) as tab:
+    with opened(browser, gone) as tab:
         tab.wait_for_selector(".unplayable", state="visible")
         assert "cannot play gone.mp4" in tab.locator(".unplayable").inner_text()
 
 
-def test_everything_is_there_without_a_script(page):
-    with opened(page, java_script_enabled=False) as tab:
+def test_everything_is_there_without_a_script(browser, page):
+    with opened(browser, page, java_script_enabled=False) as tab:
         text = tab.locator("main").inner_text()
         for told in ("a grey square grows brighter", "0.90", "6.0–9.0 s", "0.50", "2.0–4.0 s"):
             assert told in text, told
@@ -173,20 +173,20 @@ def test_everything_is_there_without_a_script(page):
         assert tab.locator(".moment-row").nth(0).get_attribute("href") == "below%20here/50%25%20%231%3F.mp4#t=6.00,9.00"
 
 
-def test_no_script_of_the_users_runs(clip, tmp_path):
+def test_no_script_of_the_users_runs(browser, clip, tmp_path):
     """The page's policy names its own script and no other, should one ever get past the escaping."""
     page, script = tmp_path / "report.html", "<script>window.theirs = 1</script>"
     write_report(page, Report("Moments", videos=(panel(None, clip, script),)))
     escaped = "&lt;script&gt;window.theirs = 1&lt;/script&gt;"
     assert escaped in page.read_text()
     page.write_text(page.read_text().replace(escaped, script))
-    with opened(page) as tab:
+    with opened(browser, page) as tab:
         assert tab.evaluate("window.theirs") is None
         assert tab.locator(".query output").count() == 1  # the page's own ran
 
 
 @pytest.mark.parametrize("width", [390, 800, 1280])
-def test_nothing_is_cut_and_no_labels_collide(clip, tmp_path, width):
+def test_nothing_is_cut_and_no_labels_collide(browser, clip, tmp_path, width):
     long = "a sentence of many words, and a Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamter"
     hours = Grounding(long, tuple(Moment(800.0 * i, 800.0 * i + 700, 0.9 - 0.1 * i) for i in range(9)),
                       np.linspace(-0.6, 0.3, 300, dtype=np.float32), clip_s=30.0)  # fmt: skip
@@ -209,5 +209,5 @@ def test_nothing_is_cut_and_no_labels_collide(clip, tmp_path, width):
         warnings=("9.0 processes wanted 2 cores when this began: times mean little",),
     )  # fmt: skip
     write_report(tmp_path / "report.html", report)
-    with opened(tmp_path / "report.html", width) as tab:
+    with opened(browser, tmp_path / "report.html", width) as tab:
         assert faults(tab) == []

@@ -28,10 +28,10 @@ def server(exported, tmp_path_factory):
 
 
 @contextmanager
-def page(server: Served, width: int = 1280, **options) -> Iterator:
+def page(browser, server: Served, width: int = 1280, **options) -> Iterator:
     """The page; what its console complains of fails the test at the end."""
     said: list[str] = []
-    with visited(f"http://127.0.0.1:{server.port}/", width, **options) as tab:
+    with visited(browser, f"http://127.0.0.1:{server.port}/", width, **options) as tab:
         tab.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.reload()
@@ -60,8 +60,8 @@ def time_s(tab) -> float:
     return tab.evaluate("document.getElementById('video').currentTime")
 
 
-def test_sentences_get_moments_that_play(server, video):
-    with page(server) as tab:
+def test_sentences_get_moments_that_play(browser, server, video):
+    with page(browser, server) as tab:
         choose(tab, video)
         ask(tab, QUERY, OTHER)
         tab.evaluate("document.getElementById('video').play = () => Promise.resolve()")  # time stands where it is put
@@ -89,8 +89,8 @@ def test_sentences_get_moments_that_play(server, video):
         assert time_s(tab) == 0
 
 
-def test_the_keyboard_alone(server, video):
-    with page(server) as tab:
+def test_the_keyboard_alone(browser, server, video):
+    with page(browser, server) as tab:
         choose(tab, video)
         tab.focus("#sentences")
         tab.keyboard.type(QUERY)
@@ -112,8 +112,8 @@ def test_the_keyboard_alone(server, video):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_everything_can_be_read(server, video, width, scheme, tmp_path):
-    with page(server, width, color_scheme=scheme) as tab:
+def test_everything_can_be_read(browser, server, video, width, scheme, tmp_path):
+    with page(browser, server, width, color_scheme=scheme) as tab:
         choose(tab, video)
         ask(tab, QUERY, "a red " + "w" * 60 + " moves")
         background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -123,8 +123,8 @@ def test_everything_can_be_read(server, video, width, scheme, tmp_path):
         assert "Not known, and left out: " + "w" * 60 in tab.inner_text("article >> nth=1")
 
 
-def test_a_dropped_video(server, video):
-    with page(server) as tab:
+def test_a_dropped_video(browser, server, video):
+    with page(browser, server) as tab:
         data = tab.evaluate_handle(
             """(bytes) => {
               const data = new DataTransfer(), type = {type: "video/mp4"};
@@ -140,9 +140,9 @@ def test_a_dropped_video(server, video):
         assert tab.locator("b").count() == 0
 
 
-def test_markup_in_a_sentence_stays_text(server, video):
+def test_markup_in_a_sentence_stays_text(browser, server, video):
     sentence = "a red circle <img src=x onerror=document.title='hacked'>"
-    with page(server) as tab:
+    with page(browser, server) as tab:
         choose(tab, video)
         ask(tab, sentence)
 
@@ -151,13 +151,13 @@ def test_markup_in_a_sentence_stays_text(server, video):
         assert tab.title() == "Moments of a video"
 
 
-def test_videos_of_the_server(exported, tmp_path, video):
+def test_videos_of_the_server(browser, exported, tmp_path, video):
     """Chosen by name, in a folder too; they play, and no byte is sent up."""
     root = tmp_path / "root"
     (root / "inner").mkdir(parents=True)
     for name in ("a.mp4", "inner/b <i>.mp4"):
         shutil.copy(video, root / name)
-    with serving(exported.directory, tmp_path / "tmp", "--root", str(root)) as served, page(served) as tab:
+    with serving(exported.directory, tmp_path / "tmp", "--root", str(root)) as served, page(browser, served) as tab:
         names = tab.locator("#names button")
         names.nth(1).click()
         until(tab, "document.querySelector('#names button')?.textContent === 'b <i>.mp4'")
@@ -178,7 +178,7 @@ def test_videos_of_the_server(exported, tmp_path, video):
         assert faults(tab) == []
 
 
-def test_a_token_for_the_videos_of_the_server(exported, tmp_path, video):
+def test_a_token_for_the_videos_of_the_server(browser, exported, tmp_path, video):
     """A player sends no token: the page fetches the file for it."""
     (tmp_path / "root").mkdir()
     shutil.copy(video, tmp_path / "root" / "a.mp4")
@@ -186,7 +186,7 @@ def test_a_token_for_the_videos_of_the_server(exported, tmp_path, video):
     options = ("--root", str(tmp_path / "root"))
     with (
         serving(exported.directory, tmp_path / "tmp", *options, environment=environment) as served,
-        page(served) as tab,
+        page(browser, served) as tab,
     ):
         tab.wait_for_selector("#token")
         assert tab.inner_text("#fault") == ""
@@ -204,11 +204,11 @@ def test_a_token_for_the_videos_of_the_server(exported, tmp_path, video):
         assert tab.evaluate("document.getElementById('video').src").startswith("blob:")
 
 
-def test_refusals_are_shown(server, video, tmp_path):
+def test_refusals_are_shown(browser, server, video, tmp_path):
     junk, large = tmp_path / "junk.mp4", tmp_path / "large.mp4"
     junk.write_bytes(b"junk" * 100)
     large.write_bytes(b"x" * 1_200_000)
-    with page(server) as tab:
+    with page(browser, server) as tab:
         tab.click("#go")
         assert tab.inner_text("#fault") == "Choose a video first."
         for path, said in ((junk, "not a video that can be read"), (large, "expected at most 1 MiB")):
@@ -224,13 +224,13 @@ def test_refusals_are_shown(server, video, tmp_path):
         assert tab.inner_text("#fault") == ""
 
 
-def test_a_video_that_expired_is_sent_again(exported, tmp_path, video):
+def test_a_video_that_expired_is_sent_again(browser, exported, tmp_path, video):
     """The first question is changed on its way to one about a video that is no longer there."""
 
     def about_another(route) -> None:
         route.continue_(post_data=json.dumps({**route.request.post_data_json, "video": "gone"}))
 
-    with serving(exported.directory, tmp_path) as served, page(served) as tab:
+    with serving(exported.directory, tmp_path) as served, page(browser, served) as tab:
         choose(tab, video)
         tab.route("**/v1/ground", about_another, times=1)
         ask(tab, QUERY)
@@ -239,8 +239,11 @@ def test_a_video_that_expired_is_sent_again(exported, tmp_path, video):
         assert served.metric('sdst_requests_total{method="POST",route="/v1/videos",status="201"}') == 2
 
 
-def test_a_token_is_asked_for(exported, tmp_path, video):
-    with serving(exported.directory, tmp_path, environment={"SDST_SERVE_TOKEN": TOKEN}) as served, page(served) as tab:
+def test_a_token_is_asked_for(browser, exported, tmp_path, video):
+    with (
+        serving(exported.directory, tmp_path, environment={"SDST_SERVE_TOKEN": TOKEN}) as served,
+        page(browser, served) as tab,
+    ):
         tab.set_input_files("#file", video)
         tab.wait_for_selector("#token")
         tab.fill("#token", TOKEN)

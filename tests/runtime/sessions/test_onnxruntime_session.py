@@ -13,6 +13,7 @@ from forked import said_by_a_fork
 
 from sdst_runtime.errors import DependencyError, InputError, SessionError
 from sdst_runtime.grounding.bundle import MODELS
+from sdst_runtime.sessions import onnxruntime as onnxruntime_sessions
 from sdst_runtime.sessions.base import TensorInfo
 from sdst_runtime.sessions.onnxruntime import OnnxRuntimeSession
 from sdst_runtime.sessions.open import open_session
@@ -54,6 +55,20 @@ def test_bound_outputs_are_those_of_a_plain_run(exported, name):
     assert got.keys() == expected.keys()
     for key, array in expected.items():
         assert (got[key].dtype, got[key].shape) == (array.dtype, array.shape)
+        np.testing.assert_allclose(got[key], array, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_by_default_all_cores_work_and_say_the_same(exported, monkeypatch, name):
+    path, asked, load = exported.directory / f"{name}.onnx", [], onnxruntime_sessions._load
+    monkeypatch.setattr(onnxruntime_sessions, "usable_cores", lambda: 2)
+    monkeypatch.setattr(onnxruntime_sessions, "_load", lambda path, n, device: asked.append(n) or load(path, n, device))
+    with OnnxRuntimeSession(path) as two, OnnxRuntimeSession(path, threads=1) as one:
+        inputs = arrays(one)
+        expected, got = one.run(inputs), two.run(inputs)
+
+    assert asked == [2, 1]
+    for key, array in expected.items():
         np.testing.assert_allclose(got[key], array, rtol=1e-5, atol=1e-6)
 
 

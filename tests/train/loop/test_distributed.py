@@ -16,6 +16,7 @@ import torch
 from processes import alive, descendants, wait_until
 from tiny_world import TINY, make_samples, write_config, write_dataset
 
+from sdst.cli import main
 from sdst_runtime.errors import InputError
 from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.loop.distributed import ALONE, join_team
@@ -31,7 +32,7 @@ def test_two_processes_equal_one(tmp_path):
     model = dataclasses.replace(TINY.model, input_dropout=0.0, drop_path=0.0)
     config = dataclasses.replace(TINY, epochs=3, model=model, data=data)
     file = str(write_config(tmp_path / "config.json", config))
-    run([sys.executable, *TRAIN, file, "--out", str(tmp_path / "one")])
+    assert main(["train", file, "--out", str(tmp_path / "one")]) == 0
     run([*TORCHRUN, *TRAIN, file, "--out", str(tmp_path / "two")])
 
     one, two = ([json.loads(line) for line in (tmp_path / name / "steps.jsonl").open()] for name in ("one", "two"))
@@ -75,13 +76,13 @@ def test_two_processes_resume_bit_by_bit(tmp_path):
 def test_a_finished_run_is_told_by_the_leader(tmp_path):
     data = write_dataset(tmp_path / "data", make_samples(4), make_samples(2, seed=1))
     file = str(write_config(tmp_path / "config.json", dataclasses.replace(TINY, epochs=1, data=data)))
-    run([sys.executable, *TRAIN, file, "--out", str(tmp_path / "run")])
+    assert main(["train", file, "--out", str(tmp_path / "run")]) == 0
     told = run([*TORCHRUN, *TRAIN, "--resume", str(tmp_path / "run")])
     assert told.count("has finished already") == 1
 
 
 def run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_world import SPEC, TINY, make_samples, write_config, write_dataset
 
+from sdst.cli import main
 from sdst_runtime.errors import ContractError, InputError
 from sdst_train.config import TrainConfig
 from sdst_train.loop.checkpoint import load_checkpoint
@@ -214,14 +215,14 @@ def test_another_number_of_threads_is_said(tmp_path):
 
 
 def test_killed_three_times_at_random_steps(tmp_path):
-    """A whole process on files: SIGKILL at three random steps, then compared with one that was left alone."""
+    """A process on files: SIGKILL at three random steps, gone on with here, compared with a run that was left alone."""
     data = write_dataset(tmp_path / "data", make_samples(40), make_samples(6, seed=1))
     config = dataclasses.replace(TINY, epochs=5, save_every_steps=3, data=data)  # 50 steps
     config_file = write_config(tmp_path / "config.json", config)
     new = [sys.executable, "-m", "sdst", "train", str(config_file), "--out"]
     old = [sys.executable, "-m", "sdst", "train", "--resume"]
     run_directory, whole_directory = tmp_path / "run", tmp_path / "whole"
-    finish([*new, str(whole_directory)])
+    assert main(["train", str(config_file), "--out", str(whole_directory)]) == 0
     assert len(lines(whole_directory)) == 50
 
     rng, command = random.Random(20261122), [*new, str(run_directory)]
@@ -230,14 +231,9 @@ def test_killed_three_times_at_random_steps(tmp_path):
     for step in kills:
         kill_after(step, command, run_directory / "steps.jsonl")
         command = [*old, str(run_directory)]
-    finish(command)
+    assert main(command[3:]) == 0
     assert_same_run(whole_directory, run_directory)
     assert (whole_directory / "best.safetensors").read_bytes() == (run_directory / "best.safetensors").read_bytes()
-
-
-def finish(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
 
 
 def kill_after(step: int, command: list[str], log: Path) -> None:

@@ -19,7 +19,7 @@ METRICS = {"R1@0.5", "R1@0.7", "mAP", "HIT@1", "top_clip_in_window"}
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
-    arguments = ["demo", "--out", str(folder), "--train-videos", "10", "--val-videos", "4", "--epochs", "1"]
+    arguments = ["demo", "--out", str(folder), "--train-videos", "6", "--val-videos", "4", "--epochs", "1"]
     assert main(arguments) == 0
     return folder
 
@@ -88,7 +88,7 @@ def test_a_second_run_keeps_videos_and_features(out):
     kept = {
         path: path.stat().st_mtime_ns for folder in ("videos", "features/video") for path in (out / folder).iterdir()
     }
-    assert len(kept) == 2 * 14
+    assert len(kept) == 2 * 10
     from sdst.demo.prepare import prepare_features
     from sdst.demo.run import demo_config
 

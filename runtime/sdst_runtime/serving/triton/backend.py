@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,11 @@ class GroundModel:
         path = path_inside(Path(self._root), asked)
         if path is None:
             raise InputError(f"path: expected one below the server's root, got {asked!r:.200}")
-        return self._videos.get(path, self._grounder.encode)
+        try:
+            video = self._videos.get(path, self._grounder.encode)
+        except SdstError as error:
+            raise type(error)(str(error).replace(str(path), asked)) from error
+        return replace(video, warnings=tuple(line.replace(str(path), asked) for line in video.warnings))
 
     def _from_bytes(self, request: Any) -> EncodedVideo:
         return self._grounder.encode(io.BytesIO(_array(request, "bytes", (1, 1))[0, 0]))

@@ -88,6 +88,10 @@ def test_the_client_of_the_docs(server, grounder, video, protocol):
         assert_near(answer, [grounder.ground(encoded, "a blue square").to_dict()])
 
 
+def test_the_client_of_the_docs_asks_again_when_an_answer_ends_in_the_middle():
+    assert client("cut") == "[400] asked again!!"
+
+
 def test_every_model_is_warm_before_the_server_is_ready(server):
     told = server.log.read_text().split("Started HTTPService")[0]
     for model in MODELS:
@@ -157,17 +161,18 @@ def assert_near(got: Any, expected: Any) -> None:
         (path("../outside.mp4"), "path: expected one below the server's root, got '../outside.mp4'"),
         (path("link.mp4"), "path: expected one below the server's root, got 'link.mp4'"),
         (path("/etc/passwd"), "path: expected one below the server's root, got '/etc/passwd'"),
-        (path("none.mp4"), "none.mp4"),
+        (path("none.mp4"), "none.mp4: "),
         ({"bytes": ("BYTES", [1, 1], ["junk"])}, "the file object: not a video that can be read"),
         ({}, "expected one of the inputs path, bytes, features, got none"),
         ({**path("noise.mp4"), "bytes": ("BYTES", [1, 1], ["x"])}, "got path, bytes"),
         ({"features": ("FP32", [1, 9, 2, 12], [0.0] * 216)}, "duration_s: expected shape [1, 1], got None"),
     ],
 )
-def test_bad_input_is_refused_with_a_line(server, given, words):
+def test_bad_input_is_refused_with_a_line(server, repository, given, words):
     status, error = server.infer(**asked(SENTENCES, **given))
     assert status == 400
     assert words in error
+    assert str(repository.parent) not in error  # where the videos lie is nobody's business
     assert "\n" not in error
 
 

@@ -4,6 +4,8 @@ Each prints a line of JSON:
 
 triton_client.py documented PROTOCOL URL TIMES      all answers of the code of docs/triton.md, where only protocol and
                                                     address are others, and of its `ask` so many times, 4 at once
+triton_client.py cut                                what the code of docs/triton.md hears of a server whose first answer
+                                                    over HTTP ends in the middle, and which refuses the next question
 triton_client.py bytes PROTOCOL URL VIDEO SENTENCE...    the answers of a video's bytes
 triton_client.py configuration REPOSITORY           the configuration of each model
 """
@@ -13,7 +15,9 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import socket
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,30 @@ def documented(protocol: str, url: str, times: str) -> list[list[dict]]:
         return [names["answers"], *(answer for some in found for answer in some)]
 
 
+def cut() -> str:
+    from tritonclient.utils import InferenceServerException
+
+    answers = (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf",
+        b'HTTP/1.1 400 Bad Request\r\nContent-Length: 26\r\n\r\n{"error": "asked again!!"}',
+    )
+
+    def answer(listening: socket.socket) -> None:
+        for text in answers:
+            with listening.accept()[0] as connection:
+                while b"lecture.mp4" not in connection.recv(1 << 16):
+                    pass
+                connection.sendall(text)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer, args=(listening,), daemon=True).start()
+        try:
+            documented("http", f"127.0.0.1:{listening.getsockname()[1]}", "0")
+        except InferenceServerException as error:
+            return str(error)
+    return "answered"
+
+
 def of_bytes(protocol: str, url: str, video: str, *sentences: str) -> list[dict]:
     import numpy as np
 
@@ -68,5 +96,5 @@ def configuration(repository: str) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    run = {"documented": documented, "bytes": of_bytes, "configuration": configuration}[sys.argv[1]]
+    run = {"documented": documented, "cut": cut, "bytes": of_bytes, "configuration": configuration}[sys.argv[1]]
     print(json.dumps(run(*sys.argv[2:])))
