@@ -69,8 +69,8 @@ def r2_step(folder: Path, count: int, tokens: int) -> Callable[[], dict[str, Ten
     The returned call gives the losses. Inside `importing`.
     """
     torch.manual_seed(0)
-    built, config = build_r2_tuning(folder)
-    model = built.train()
+    model, config = build_r2_tuning(folder)
+    model.train()
     stage = config.stages  # pyright: ignore[reportAttributeAccessIssue]
     settings = dict(stage.optimizer)
     optimizer = getattr(torch.optim, settings.pop("type"))(model.parameters(), **settings)

@@ -135,12 +135,14 @@ def test_the_table_and_the_json():
         peers.Row(peers.OURS, "SDST", 4_312_200, 1_234_000_000, lambda: None),
     ]
     samples = {rows[0].name: [0.03, 0.03, 0.03], peers.OURS: [0.01, 0.02, 0.03]}
-    *_, ours, theirs = peers.markdown(rows, samples).split("\n")
-    assert ours == f"| {peers.OURS} | 60.9 |  | 4.3 | 1.23 | 20.0 | 28.0 | 29.8 | 1.00 |"
-    assert theirs == "| Moment-DETR, torch eager | 34.84 | 33.02 | 4.8 | 0.54 | 30.0 | 30.0 | 30.0 | 1.50 |"
-    found = peers.as_json("t", rows, samples, {"x": "why"}, {"cores": "2"}, "busy")
+    cpu_s = {rows[0].name: [0.05] * 3, peers.OURS: [0.04] * 3}
+    *_, ours, theirs = peers.markdown(rows, samples, cpu_s).split("\n")
+    assert ours == f"| {peers.OURS} | 60.9 |  | 4.3 | 1.23 | 20.0 | 28.0 | 29.8 | 40.0 | 1.00 |"
+    assert theirs == "| Moment-DETR, torch eager | 34.84 | 33.02 | 4.8 | 0.54 | 30.0 | 30.0 | 30.0 | 50.0 | 1.25 |"
+    found = peers.as_json("t", rows, samples, cpu_s, {"x": "why"}, {"cores": "2"}, "busy")
     assert found["rows"][1]["r1_07_val"] == 60.9
     assert found["rows"][1]["seconds"] == [0.01, 0.02, 0.03]
+    assert found["rows"][1]["cpu_seconds"] == [0.04, 0.04, 0.04]
     assert (found["not_measured"], found["machine"], found["warning"]) == ({"x": "why"}, {"cores": "2"}, "busy")
 
 
