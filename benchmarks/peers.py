@@ -175,7 +175,10 @@ def export(peer: Peer, path: Path, threads: int) -> Session:
             )  # fmt: skip
     except Exception as error:  # the exporter raises many types that share no base
         raise InputError(f"torch.onnx does not export it: {str(error).splitlines()[0]}") from error
-    session = open_session(path, threads)
+    try:
+        session = open_session(path, threads)
+    except SdstError as error:
+        raise InputError(f"ONNX Runtime does not load its export: {str(error.__cause__).splitlines()[0]}") from error
     got = session.run({name: tensor.numpy() for name, tensor in peer.inputs.items()})
     worst = max(float(np.abs(got[name] - one.numpy()).max()) for name, one in zip(names, expected, strict=True))
     if not worst <= LARGEST_ERROR:
