@@ -14,7 +14,6 @@ import io
 import os
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ import torch
 import tyro
 from head import calls, head_inputs, open_head, random_checkpoint, write_head
 from peer_models import PUBLISHED, Peer, count_flops, load_peers
-from timing import interleave
+from timing import interleave, with_cpu_time
 
 from sdst_calib.int8.collect import tensor_scales
 from sdst_calib.int8.quantise import default_kept, find_products, quantise_model
@@ -107,7 +106,7 @@ def main(
         warning, before = load_warning(), load()
         rows = eager + rows + exported  # torch first: what spins after a run of ONNX Runtime disturbs one of them
         cpu: dict[str, list[float]] = {row.name: [] for row in rows}
-        variants = {row.name: _with_cpu_time(row.run, cpu[row.name]) for row in rows}
+        variants = {row.name: with_cpu_time(row.run, cpu[row.name]) for row in rows}
         samples = interleave(variants, seconds=seconds)
     cpu_s = {name: cpu[name][-len(samples[name]) :] for name in samples}  # less those of the warm-up
     facts = dict(machine_facts()) | {
@@ -230,17 +229,6 @@ def as_json(
             for row in rows
         ],
     }  # fmt: skip
-
-
-def _with_cpu_time(run: Call, seconds: list[float]) -> Call:
-    """`run` that adds its CPU time, of all threads: of all times the one that other programs disturb least."""
-
-    def timed() -> None:
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-
-    return timed
 
 
 def _size(peer: Peer) -> tuple[int, int]:

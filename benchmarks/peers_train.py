@@ -19,11 +19,12 @@ import torch
 import tyro
 from clones import CLONES, importing, require_clone
 from peer_models import R2_LAYERS, R2_TOKENS, R2_WIDTH, TEXT_WIDTH, build_r2_tuning
-from timing import interleave, report
+from timing import interleave, report, with_cpu_time
 from torch import Tensor, nn
 from train_step import T, qvhighlights_batch, windows
 
 from sdst_runtime.errors import SdstError
+from sdst_runtime.machine import load
 from sdst_train.config import ModelConfig, TrainConfig
 from sdst_train.loop.learner import Learner
 
@@ -38,7 +39,7 @@ def main(
     seconds: float = 60.0,
     output: Path | None = None,
 ) -> None:
-    """Print p50, p90, p99 and samples a second.
+    """Print p50, p90, p99 and samples a second, by wall time and by CPU time of all threads.
 
     Args:
         r2_tuning: A clone of yeliudev/R2-Tuning.
@@ -58,9 +59,13 @@ def main(
             "SDST": lambda: learner.update(ours, 600),
             "R2-Tuning": r2_step(r2_tuning, batch, tokens),
         }
-        samples = interleave(variants, seconds=seconds)
+        cpu: dict[str, list[float]] = {name: [] for name in variants}
+        timed = {name: with_cpu_time(run, cpu[name]) for name, run in variants.items()}
+        samples = interleave(timed, seconds=seconds)
     title = f"one training step, B {batch} T {T} L {tokens}, fp32"
-    report(title, samples, items=batch, versions={"torch": torch.__version__, "threads": str(threads)}, output=output)
+    versions = {"torch": torch.__version__, "threads": str(threads), "load": load()}
+    cpu_s = {f"{name}, CPU time": cpu[name][-len(samples[name]) :] for name in samples}  # less those of the warm-up
+    report(title, samples | cpu_s, items=batch, versions=versions, output=output)
 
 
 def r2_step(folder: Path, count: int, tokens: int) -> Callable[[], dict[str, Tensor]]:

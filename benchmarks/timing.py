@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sdst_runtime.machine import machine_facts
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["interleave", "matmul_rate", "report"]
+__all__ = ["interleave", "matmul_rate", "report", "with_cpu_time"]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -33,6 +33,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         (a @ b)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def with_cpu_time(run: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
+    """`run` that adds its CPU time, of all threads: of all times the one that other programs disturb least."""
+
+    def timed() -> None:
+        start = time.process_time()
+        run()
+        seconds.append(time.process_time() - start)
+
+    return timed
 
 
 def report(
