@@ -63,7 +63,7 @@ def main(
         timed = {name: with_cpu_time(run, cpu[name]) for name, run in variants.items()}
         samples = interleave(timed, seconds=seconds)
     title = f"one training step, B {batch} T {T} L {tokens}, fp32"
-    versions = {"torch": torch.__version__, "threads": str(threads), "load": load()}
+    versions = {"torch": torch.__version__, "threads": str(threads), "at the end": load()}
     cpu_s = {f"{name}, CPU time": cpu[name][-len(samples[name]) :] for name in samples}  # less those of the warm-up
     report(title, samples | cpu_s, items=batch, versions=versions, output=output)
 
