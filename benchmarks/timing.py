@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sdst_runtime.machine import load_average, machine_facts, usable_cores
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["interleave", "matmul_rate", "report", "say_machine"]
+__all__ = ["interleave", "matmul_rate", "report", "say_machine", "with_cpu_time"]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -44,6 +44,17 @@ def say_machine(versions: Mapping[str, str]) -> dict[str, str]:
     if load is not None and load > usable_cores() + 1:  # this process wants all cores, and one more is its own
         console.print("The machine was busy: more processes than cores. Times mean little, ratios somewhat more.")
     return machine
+
+
+def with_cpu_time(run: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
+    """`run` that adds its CPU time, of all threads: of all times the one that other programs disturb least."""
+
+    def timed() -> None:
+        start = time.process_time()
+        run()
+        seconds.append(time.process_time() - start)
+
+    return timed
 
 
 def report(

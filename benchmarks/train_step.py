@@ -63,17 +63,24 @@ def with_attention(config: TrainConfig, attention) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, attention=attention))
 
 
-def qvhighlights_batch() -> Batch:
+def qvhighlights_batch(count: int = B, tokens: int = L) -> Batch:
     """Random features, one to three windows a sample."""
     rng = np.random.default_rng(0)
     samples = []
-    for qid in range(B):
-        starts = 2.0 * rng.choice(60, int(rng.integers(1, 4)), replace=False)
-        windows = [[start, start + 2.0 * int(rng.integers(1, 12))] for start in sorted(starts)]
-        row = {"qid": qid, "query": "", "vid": "", "duration": 2.0 * T, "relevant_windows": windows}
+    for qid, found in enumerate(windows(count)):
+        row = {"qid": qid, "query": "", "vid": "", "duration": 2.0 * T, "relevant_windows": found}
         video = rng.standard_normal((T, K, 768), np.float32)
-        samples.append(make_sample(row, video, rng.standard_normal((K, L, 1024), np.float32), 2.0))
-    return collate(samples, [0.5] * B)
+        samples.append(make_sample(row, video, rng.standard_normal((K, tokens, 1024), np.float32), 2.0))
+    return collate(samples, [0.5] * count)
+
+
+def windows(count: int) -> list[list[list[float]]]:
+    """One to three windows (start, end; seconds) for each of `count` samples."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(count):
+        starts = 2.0 * rng.choice(60, int(rng.integers(1, 4)), replace=False)
+        found.append([[float(start), float(start) + 2.0 * int(rng.integers(1, 12))] for start in sorted(starts)])
+    return found
 
 
 def step_flops(learner: Learner, batch: Batch) -> int:
