@@ -4,6 +4,7 @@ Clips a second that `ClipStream` makes of H.264, HEVC and AV1 at 480 x 480 and 1
 
 - every frame: the same pictures of a decoder that is given every packet;
 - the floor: PyAV decodes every frame with as many threads and converts none;
+- packets read: what is left of the time where nothing is decoded, hence the most that a seek could save;
 - `ffmpeg -f null`, where a binary is found: a process with FFmpeg's own threads, its start included.
 
 The floor is that of decoding everything: leaving out frames that nothing needs goes below it. Pictures of both ways of
@@ -13,10 +14,12 @@ of PyAV's wheel, and kept in `--videos`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +27,7 @@ from pathlib import Path
 import av
 import numpy as np
 import tyro
-from timing import interleave, report
+from timing import report
 
 from sdst_runtime import FeatureSpec
 from sdst_runtime.files import atomic_path
@@ -53,7 +56,7 @@ CODECS = {
     "HEVC": Codec("libx265", {"preset": "veryfast", "crf": "26", "x265-params": "log-level=error"}),
     "AV1": Codec("libsvtav1", {"preset": "10", "crf": "35"}),
 }
-SIZES = {"480 x 480": (480, 480, 24.0), "1920 x 1080": (1920, 1080, 10.0)}  # width, height, seconds
+SIZES = {"480 x 480": (480, 480, 12.0), "1920 x 1080": (1920, 1080, 5.0)}  # width, height, seconds
 
 
 def main(
@@ -63,7 +66,7 @@ def main(
     threads: tuple[int, ...] = (1, 0),
     videos: Path | None = None,
     ffmpeg: Path | None = None,
-    seconds: float = 15.0,
+    rounds: int = 10,
     out: Path | None = None,
 ) -> None:
     """Measure and print, a table a codec, size and number of threads.
@@ -74,7 +77,7 @@ def main(
         threads: Of the decoder; 0 is FFmpeg's choice for all cores.
         videos: Folder where the rendered videos are kept; default: rendered anew.
         ffmpeg: The binary; default: the one on PATH, if there is one.
-        seconds: Of timing, a table, after a warm-up.
+        rounds: Of timing, a table, after one that is not counted.
         out: Folder of the JSON files.
     """
     found = ffmpeg or shutil.which("ffmpeg")
@@ -83,28 +86,49 @@ def main(
             for size in sizes:
                 path = rendered(Path(videos or scratch), codec, size)
                 for count in threads:
-                    measure(path, f"{codec}, {size}", CODECS[codec], count, found, seconds, out)
+                    measure(path, f"{codec}, {size}", CODECS[codec], count, found, rounds, out)
 
 
 def measure(
-    path: Path, name: str, codec: Codec, threads: int, ffmpeg: Path | str | None, seconds: float, out: Path | None
+    path: Path, name: str, codec: Codec, threads: int, ffmpeg: Path | str | None, rounds: int, out: Path | None
 ) -> None:
-    """One table."""
+    """Two tables: time until all clips are there, and time of the processor."""
     clips = require_same(path)
     variants: dict[str, Callable[[], object]] = {
         "floor: PyAV, every frame, none converted": lambda: decode_all(path, threads),
-        "clips, every frame decoded": lambda: list(ClipStream(path, SPEC, threads=threads)),
+        "clips, every frame decoded": lambda: list(ClipStream(path, SPEC, threads=threads, every_frame=True)),
         "clips": lambda: list(ClipStream(path, SPEC, threads=threads)),
+        "packets read, none decoded": lambda: read_all(path),
     }
     if ffmpeg is not None:
         variants["ffmpeg -f null"] = lambda: ffmpeg_null(ffmpeg, path, threads)
-    title = (
-        f"{name}, {codec}, {decode_all(path, 0)} frames, {clips} clips; threads {threads or 'of all cores'}; {load()}"
-    )
-    samples = interleave(variants, seconds=seconds)
+    of = f"{decode_all(path, 0)} frames, {clips} clips"
+    title = f"{name}, {codec}, {of}; threads {threads or 'of all cores'}; {load()}"
     versions = {} if ffmpeg is None else {"ffmpeg": ffmpeg_version(ffmpeg)}
-    output = None if out is None else out / f"{name}, threads {threads}.json"
-    report(title, samples, items=clips, versions=versions | {"warning": load_warning() or "none"}, output=output)
+    versions["warning"] = load_warning() or "none"
+    elapsed, computed = timed(variants, rounds)
+    for what, samples in (("elapsed", elapsed), ("processor", computed)):
+        output = None if out is None else out / f"{name}, threads {threads}, {what}.json"
+        report(f"{title}; {what}", samples, items=clips, versions=versions, output=output)
+
+
+def timed(
+    variants: Mapping[str, Callable[[], object]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds until each call ended, and seconds of the processor that it and its processes took; in turn, all kept.
+
+    On a busy machine only the second means much. One round before them is not counted.
+    """
+    elapsed, computed = ({name: [] for name in variants} for _ in range(2))
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            start_s, start = time.perf_counter(), os.times()
+            run()
+            end_s, end = time.perf_counter(), os.times()
+            if number > 0:
+                elapsed[name].append(end_s - start_s)
+                computed[name].append(sum(end[:4]) - sum(start[:4]))
+    return elapsed, computed
 
 
 def require_same(path: Path) -> int:
@@ -121,6 +145,12 @@ def decode_all(path: Path, threads: int) -> int:
         stream = container.streams.video[0]
         stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", threads
         return sum(1 for _ in container.decode(stream))
+
+
+def read_all(path: Path) -> int:
+    """Packets in the file: what a seek could save at most."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.demux(container.streams.video[0]))
 
 
 def ffmpeg_null(ffmpeg: Path | str, path: Path, threads: int) -> None:
