@@ -118,7 +118,7 @@ class Selection:
         return found
 
     def _seconds(self, stamp: float) -> float:
-        return float((stamp - (self._first or 0)) * self.tick_s)
+        return (stamp - (self._first or 0)) * self.tick_s.numerator / self.tick_s.denominator  # as the clock does
 
 
 class _Held(NamedTuple):
