@@ -30,7 +30,7 @@ def picture(number: int) -> np.ndarray:
     return np.ascontiguousarray(ground[top : top + 96, left : left + 128])
 
 
-PICTURES = [av.VideoFrame.from_ndarray(picture(i), format="rgb24").reformat(format="yuv420p") for i in range(COUNT)]
+PICTURES = [picture(i) for i in range(COUNT)]
 
 
 def write(
@@ -43,8 +43,9 @@ def write(
     with av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 128, 96, "yuv420p", tick
-        for frame, value in zip(PICTURES, pts or range(COUNT)):
-            frame.pts, frame.time_base, frame.pict_type = value, tick, 0
+        for pixels, value in zip(PICTURES, pts or range(COUNT)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = value, tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
