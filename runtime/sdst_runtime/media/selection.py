@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .references import Reader, Role
 
@@ -29,7 +29,7 @@ _MOST_PACKETS, _MOST_BYTES = 256, 1 << 24  # that wait for the next beginning
 _REORDERED = 32  # packets, twice as many as a decoder may hold back: the next frame on the screen is among so many
 _LONGEST_S = 1.0  # between frames; the clock mends nothing below it (clock.py)
 _SLACK_S = 1e-3  # far more than rounding
-_NEWS: tuple[Literal["new_extradata", "param_change"], ...] = ("new_extradata", "param_change")  # for later packets too
+_NEWS = ("new_extradata", "param_change")  # side data that later packets need too
 
 
 class EveryFrameNeeded(Exception):
@@ -79,7 +79,7 @@ class Selection:
 
     def _held(self, packet: Packet) -> _Held:
         stamp = packet.pts
-        if stamp is None or packet.is_corrupt or packet.is_discard or any(map(packet.has_sidedata, _NEWS)):
+        if stamp is None or packet.is_corrupt or packet.is_discard or _has_news(packet):
             raise EveryFrameNeeded
         if self._newest is not None and stamp < self._newest:
             self.is_real = True
@@ -119,6 +119,10 @@ class Selection:
 
     def _seconds(self, stamp: float) -> float:
         return (stamp - (self._first or 0)) * self.tick_s.numerator / self.tick_s.denominator  # as the clock does
+
+
+def _has_news(packet: Packet) -> bool:
+    return any(data.data_type in _NEWS for data in packet.iter_sidedata())
 
 
 class _Held(NamedTuple):

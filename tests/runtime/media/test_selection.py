@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -222,8 +223,8 @@ class Packet(bytes):
     def size(self) -> int:
         return len(self)
 
-    def has_sidedata(self, name: str) -> bool:
-        return name == self.news
+    def iter_sidedata(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(data_type=self.news)] if self.news else []
 
 
 def chosen_of(packets: list[Packet], is_real: bool = True, reorders: bool = True) -> list[Chosen]:
