@@ -175,8 +175,8 @@ def draw(
         axes, ("processor_s", "grown_bytes"), ("seconds of the processor", "MiB"), (1, 2**20)
     ):
         ax.plot([row["hours"] for row in long], [row[what] / scale for row in long], "o", alpha=0.6, label="measured")
-        first = median(long, hours[-1], what) / hours[-1] / scale
-        ax.plot([0, hours[-1]], [0, first * hours[-1]], color="grey", label=f"{first:.2f} an hour")
+        slope, start = np.polyfit(hours, [median(long, length, what) / scale for length in hours], 1)
+        ax.plot([0, hours[-1]], [start, start + slope * hours[-1]], color="grey", label=f"{slope:.2f} an hour")
         ax.set(xlabel="hours of video", ylabel=unit, xlim=(0, None), ylim=(0, None))
         ax.legend()
     axes[0].set_title("Projecting and asking once")
