@@ -21,7 +21,7 @@ is linear in the length of the video. Shapes: T clips of the video, n clips of a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -116,6 +116,11 @@ class _Merge:
         self._left = [np.ones(len(view.scores), bool) for view in views]  # moments that are not taken yet
         overlap_s = min(a.stop_s - b.start_s for a, b in pairwise(views))
         self._touch_s = max(TOUCH * overlap_s, clip_s)
+        self._likeness = [
+            {w: _same_moments(own, views[w]) for w in range(max(0, i - 2), min(len(views), i + 3))
+             if w != i and views[w].start_s < own.stop_s and own.start_s < views[w].stop_s}
+            for i, own in enumerate(views)
+        ]  # fmt: skip
 
     def moments(self) -> list[Moment]:
         places = [(w, m) for w, view in enumerate(self._views) for m in range(len(view.scores))]
@@ -167,16 +172,12 @@ class _Merge:
 
     def _moment(self, parts: Sequence[_Place]) -> Moment:
         (first, a), (last, b) = parts[0], parts[-1]
-        score = float(np.mean([self._score(place) for place in parts]))
+        score = self._score(parts[0]) if len(parts) == 1 else float(np.mean([self._score(place) for place in parts]))
         return Moment(float(self._views[first].starts_s[a]), float(self._views[last].stops_s[b]), score)
 
-    def _neighbours(self, window: int) -> list[int]:
+    def _neighbours(self, window: int) -> Iterable[int]:
         """Windows that overlap this one: never more than two on a side."""
-        own, near = self._views[window], range(max(0, window - 2), min(len(self._views), window + 3))
-        return [
-            w for w in near
-            if w != window and self._views[w].start_s < own.stop_s and own.start_s < self._views[w].stop_s
-        ]  # fmt: skip
+        return self._likeness[window].keys()
 
     def _twin(self, place: _Place, window: int) -> _Place | None:
         """The best moment left of another window that means the same and is credible beside it."""
@@ -186,13 +187,7 @@ class _Merge:
 
     def _same(self, place: _Place, window: int) -> np.ndarray:
         """Which moments of another window mean the same as one of ours."""
-        ours, theirs = self._views[place[0]], self._views[window]
-        from_s, to_s = max(ours.start_s, theirs.start_s), min(ours.stop_s, theirs.stop_s)
-        start_s, stop_s = np.clip((ours.starts_s[place[1]], ours.stops_s[place[1]]), from_s, to_s)
-        starts_s, stops_s = np.clip(theirs.starts_s, from_s, to_s), np.clip(theirs.stops_s, from_s, to_s)
-        shared_s = np.clip(np.minimum(stops_s, stop_s) - np.maximum(starts_s, start_s), 0, None)
-        union_s = (stop_s - start_s) + (stops_s - starts_s) - shared_s
-        return (shared_s > 0) & (shared_s >= SAME * union_s)
+        return self._likeness[place[0]][window][place[1]]
 
     def _room_s(self, place: _Place, window: int) -> float:
         """From a moment to the border of its window that lies in the other one."""
@@ -206,3 +201,13 @@ class _Merge:
 
     def _score(self, place: _Place) -> float:
         return float(self._views[place[0]].scores[place[1]])
+
+
+def _same_moments(ours: _View, theirs: _View) -> np.ndarray:
+    """Which moments of two windows mean the same: bool, a row for each of ours and a column for each of theirs."""
+    from_s, to_s = max(ours.start_s, theirs.start_s), min(ours.stop_s, theirs.stop_s)
+    start_s, stop_s = (np.clip(times_s, from_s, to_s)[:, None] for times_s in (ours.starts_s, ours.stops_s))
+    starts_s, stops_s = np.clip(theirs.starts_s, from_s, to_s), np.clip(theirs.stops_s, from_s, to_s)
+    shared_s = np.clip(np.minimum(stops_s, stop_s) - np.maximum(starts_s, start_s), 0, None)
+    union_s = (stop_s - start_s) + (stops_s - starts_s) - shared_s
+    return (shared_s > 0) & (shared_s >= SAME * union_s)

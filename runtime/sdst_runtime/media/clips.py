@@ -3,7 +3,8 @@
 Time 0 is the first frame's timestamp. Clip k covers [k * clip_s, (k + 1) * clip_s); its samples are the middles of
 `frames_per_clip` equal intervals. A sample takes the frame on screen at that time, the last one whose timestamp is
 not later; after the last frame its picture stays. A clip exists when its first sample lies inside the video, and a
-video has at least one clip. The file is decoded once, in order, and only sampled frames are converted, each once.
+video has at least one clip. The file is read once, in order; only sampled frames are converted, each once, and frames
+that no sampled one refers to are not decoded where the file allows it (selection.py).
 
 Shape letters: T clips, F frames a clip, S image size (square; frames are squashed to it). Time is in seconds.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from ..contracts import FeatureSpec
 from ..errors import InputError, require_package
 from .frames import Shown, promised_s, shown_frames
+from .hardware import named
 from .pictures import FILTERS, encode_jpeg, shown_aspect, upright_rgb
 
 VISION_BATCH = 16  # clips that are decoded at once, and that the vision model gets at once
@@ -32,8 +34,11 @@ def clip_count(duration_s: float, clip_s: float, frames_per_clip: int) -> int:
 
 
 def decoder_name() -> str:
-    """What decodes here, for those who compare features: its major version, since a new one may round otherwise."""
-    return f"libavcodec {require_package('av', '').library_versions['libavcodec'][0]}"
+    """What decodes here, for those who compare features: its major version, since a new one may round otherwise.
+
+    With the device that the environment names (hardware.py), whose pictures are laid out in another way.
+    """
+    return f"libavcodec {require_package('av', '').library_versions['libavcodec'][0]} {named()}".rstrip()
 
 
 class ClipStream:
@@ -41,10 +46,14 @@ class ClipStream:
 
     `threads` are the decoder's (0: as many as the machine has cores). After the last batch `duration_s` and `clips`
     are known, and `warnings` says in one line each what was wrong with the file and what was done about it.
+    With `every_frame` all of the file is decoded: the same pictures, and damage is seen everywhere.
     Iterating raises InputError when the file cannot be used at all.
     """
 
-    def __init__(self, path: str | Path, spec: FeatureSpec, *, batch: int = VISION_BATCH, threads: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, spec: FeatureSpec, *, batch: int = VISION_BATCH, threads: int = 0,
+        every_frame: bool = False,
+    ) -> None:  # fmt: skip
         if spec.frames_per_clip < 1 or spec.image_size < 1 or not 0 < spec.clip_s < math.inf or batch < 1:
             raise InputError(
                 "frames_per_clip, image_size, clip_s and batch must be positive, got "
@@ -53,6 +62,7 @@ class ClipStream:
         if spec.resize not in FILTERS:
             raise InputError(f"feature contract: resize must be one of {', '.join(FILTERS)}, got {spec.resize!r}")
         self.path, self.spec, self.batch, self.threads = Path(path), spec, batch, threads
+        self.every_frame = every_frame
         self.warnings: list[str] = []
         self._duration_s = math.nan
         self._clips = 0
@@ -71,7 +81,12 @@ class ClipStream:
 
     def _shown(self) -> Iterator[Shown]:
         """Every frame in order; what a stream from elsewhere than a file replaces (memory.py)."""
-        return shown_frames(self.path, self.threads, self.warnings)
+        return shown_frames(self.path, self.threads, self.warnings, None if self.every_frame else self._wants)
+
+    def _wants(self, start_s: float, end_s: float) -> bool:
+        """Whether a sample lies between two times."""
+        step_s = self.spec.clip_s / self.spec.frames_per_clip
+        return (max(0, math.ceil(start_s / step_s - 0.5)) + 0.5) * step_s < end_s
 
     def _require_end(self) -> None:
         if math.isnan(self._duration_s):
@@ -95,6 +110,7 @@ class ClipStream:
                 if clip >= self._clips if shown.is_last else time_s >= shown.end_s - _TICK_S:
                     break
                 if picture is None:
+                    assert shown.frame is not None, "a sample lies in its time"
                     size = (spec.image_size, spec.image_size)
                     picture = upright_rgb(self.path, reformatter, shown.frame, size, spec.resize, shown.crop)
                 clips[clip % self.batch, sample] = picture
@@ -137,10 +153,16 @@ def key_frames(path: str | Path, times_s: Sequence[float], height: int) -> list[
     reformatter = av.video.reformatter.VideoReformatter()
     pictures: list[bytes] = [b""] * len(times)
     waiting = sorted(range(len(times)), key=times.__getitem__)
-    for shown in shown_frames(Path(path), 0, []):
+    ordered = times[waiting]
+
+    def wants(start_s: float, end_s: float) -> bool:
+        return bool(np.searchsorted(ordered, start_s) < np.searchsorted(ordered, end_s))
+
+    for shown in shown_frames(Path(path), 0, [], wants):
         until_s = math.inf if shown.is_last else shown.end_s - _TICK_S
         due = [i for i in waiting if times[i] < until_s]
         if due:
+            assert shown.frame is not None, "a time that is asked for lies in its time"
             size = (max(2, round(height * shown_aspect(shown.frame, shown.pixel_aspect, shown.crop))), height)
             encoded = encode_jpeg(upright_rgb(Path(path), reformatter, shown.frame, size, "bicubic", shown.crop))
             for i in due:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, SdstError, require_package
+from .hardware import unusable
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -65,8 +66,11 @@ class Display:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, LocalFile]]:
-    """A local video file and nothing else. Raises InputError when it is none, or another kind than we read."""
+def opened(path: Path, hwaccel: Any = None) -> Iterator[tuple[InputContainer, LocalFile]]:
+    """A local video file and nothing else, decoded by `hwaccel` (hardware.py).
+
+    Raises InputError when it is none, or another kind than we read, and for a device that cannot be used.
+    """
     av = require_package("av", "")
     if path.is_dir():
         raise InputError(f"{path}: is a directory; give a video file in it")
@@ -76,20 +80,24 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, LocalFile]]:
         file = LocalFile(path)
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
-    with file, _open(av, path, file) as container:
+    with file, _open(av, path, file, hwaccel) as container:
         yield container, file
 
 
-def _open(av: Any, path: Path, file: LocalFile) -> InputContainer:
+def _open(av: Any, path: Path, file: LocalFile, hwaccel: Any = None) -> InputContainer:
     # PyAV 19 keeps tags that are not UTF-8 by itself, and knows the argument no more
     tags = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
     try:
-        return av.open(file, container_options=options, **tags)
+        return av.open(file, container_options=options, hwaccel=hwaccel, **tags)
     except SdstError:
         raise
     except Exception as error:  # a foreign library, on bytes from anywhere
         file.require_sound()
+        if hwaccel is not None:
+            file.seek(0)
+            _open(av, path, file).close()  # raises where it is the file
+            raise unusable(error) from error
         if getattr(error, "errno", None) == 22:  # what FFmpeg says of a container that is not on the list
             raise _unreadable(path, "a playlist, a script of other files or a rare container") from error
         raise _unreadable(path, str(getattr(error, "strerror", None) or error or type(error).__name__)) from error

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, SdstError
 from .clock import Clock, DisplayOrder
 from .containers import Display, LocalFile, display_of, film, opened
+from .hardware import accelerator, fallbacks
 from .pictures import turn_of
+from .references import IN_ORDER, reader_of
+from .selection import EveryFrameNeeded, Merged, Selection, Wants
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -25,27 +28,41 @@ if TYPE_CHECKING:
 
 _PROMISE_S = 0.5  # a video that ends earlier than its header says by more than this was cut off
 _MOST_STRAYS = 1000  # packets of streams that appear on the way, after which a file is given up
+_SELECTED = ("mov", "matroska")  # containers whose stamps are times of frames, as a rule
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A decoded frame and when it leaves the screen, counted from the first frame."""
+    """A frame and when it leaves the screen, counted from the first frame."""
 
-    frame: VideoFrame
+    frame: VideoFrame | None  # None: it was not decoded, as nothing looks at it
     end_s: float  # the next frame's time or, for the last, the end of the video
     is_last: bool
     pixel_aspect: float  # width of a pixel over its height
     crop: tuple[int, int, int, int]  # pixels that are not shown: left, right, top, bottom
 
 
-def shown_frames(path: Path, threads: int, warnings: list[str]) -> Iterator[Shown]:
+def shown_frames(path: Path, threads: int, warnings: list[str], wants: Wants | None = None) -> Iterator[Shown]:
     """Every frame in order, the last one marked. Raises InputError for files that cannot be used, whatever is wrong.
 
-    `warnings` gets a line for each kind of damage, and for what the file asks for and does not get.
+    `warnings` gets a line for each kind of damage, and for what the file asks for and does not get. `wants` says
+    whether a frame is looked at that is on the screen between two times: others are decoded only where one that is
+    looked at, or what is odd about the file, asks for them. Pictures and times are the same with and without; damage
+    in what is not decoded is not seen.
     """
     try:
-        with opened(path) as (container, file):
-            yield from _shown(path, container, file, threads, warnings)
+        until_s, before = 0.0, len(warnings)
+        if wants is not None:
+            try:
+                for shown in _opened_and_shown(path, threads, warnings, wants):
+                    until_s = shown.end_s
+                    yield shown
+                return
+            except EveryFrameNeeded:
+                del warnings[before:]
+        for shown in _opened_and_shown(path, threads, warnings, None):
+            if shown.end_s > until_s or shown.is_last:
+                yield shown
     except SdstError:
         raise
     except Exception as error:  # a foreign library, on bytes from anywhere: no list of its errors would be whole
@@ -55,38 +72,49 @@ def shown_frames(path: Path, threads: int, warnings: list[str]) -> Iterator[Show
         ) from error
 
 
+def _opened_and_shown(path: Path, threads: int, warnings: list[str], wants: Wants | None) -> Iterator[Shown]:
+    with opened(path, accelerator()) as (container, file):
+        yield from _shown(path, container, file, threads, warnings, wants)
+
+
 def _shown(
-    path: Path, container: InputContainer, file: LocalFile, threads: int, warnings: list[str]
+    path: Path, container: InputContainer, file: LocalFile, threads: int, warnings: list[str], wants: Wants | None
 ) -> Iterator[Shown]:
     stream = film(path, container, warnings)
+    warnings += fallbacks(path, stream)
     display = display_of(container, stream)
     stream.codec_context.thread_type = "AUTO"
     stream.codec_context.thread_count = threads
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
     rate = stream.average_rate or stream.guessed_rate
     clock = Clock(float(1 / rate) if rate else 0.04, Fraction(stream.time_base or Fraction(1, 1000)))
-    waiting: VideoFrame | None = None
-    stamped = itertools.chain(_stamped(path, container, file, stream, clock, warnings), [None])
-    for now, following in itertools.pairwise(stamped):
+    waiting: tuple[VideoFrame | None] | None = None
+    selection = None if wants is None else _selection(container, stream, clock, wants)
+    stamped = (
+        _stamped(path, container, file, stream, clock, warnings)
+        if selection is None
+        else _selected(path, container, file, stream, clock, selection)
+    )
+    for now, following in itertools.pairwise(itertools.chain(stamped, [None])):
         assert now is not None, "only the last one is none"
         frame, stamp = now
         if not clock.accept(stamp, following[1] if following else None, following is None):
             continue
-        if waiting is None:
+        if waiting is not None:
+            yield Shown(*waiting, clock.last_s, False, aspect, display.crop)
+        elif frame is not None:
             warnings += _not_followed(path, frame, display)
-        else:
-            yield Shown(waiting, clock.last_s, False, aspect, display.crop)
-        waiting = frame
+        waiting = (frame,)
     file.require_sound()
-    if waiting is None:
+    if waiting is None or waiting[0] is None:
         raise InputError(f"{path}: no frame of its video can be decoded; convert it again, e.g. to H.264 mp4")
     if clock.frames == 1:
         raise InputError(f"{path}: holds one frame only, a picture and no video; give a file with two frames or more")
-    end_s, announced_s = clock.end_s(getattr(waiting, "duration", 0) or 0), _promised_s(container, stream)
+    end_s, announced_s = clock.end_s(getattr(waiting[0], "duration", 0) or 0), _promised_s(container, stream)
     warnings.extend(f"{path}: {count} {what}" for what, count in clock.mended.items())
     if announced_s - end_s > _PROMISE_S:
         warnings.append(f"{path}: its header promises {announced_s:.1f} s, {end_s:.1f} s could be decoded and are used")
-    yield Shown(waiting, end_s, True, aspect, display.crop)
+    yield Shown(*waiting, end_s, True, aspect, display.crop)
 
 
 def _not_followed(path: Path, frame: VideoFrame, display: Display) -> list[str]:
@@ -123,6 +151,41 @@ def _stamped(
     yield from order.rest()
     if damaged:
         warnings.append(f"{path}: {damaged} damaged packets were skipped")
+
+
+def _selection(container: InputContainer, stream: VideoStream, clock: Clock, wants: Wants) -> Selection | None:
+    """What chooses among the packets; None where all are to be decoded."""
+    codec = stream.codec_context
+    reader = reader_of(codec) if any(name in container.format.name.split(",") for name in _SELECTED) else None
+    if reader is None:
+        return None
+    return Selection(reader, wants, clock.tick_s, bool(codec.has_b_frames), is_real=codec.name in IN_ORDER)
+
+
+def _selected(
+    path: Path, container: InputContainer, file: LocalFile, stream: VideoStream, clock: Clock, selection: Selection
+) -> Iterator[tuple[VideoFrame | None, int]]:
+    """As `_stamped`; frames that nothing looks at may be None. Raises EveryFrameNeeded where a file is not plain."""
+    merged, odd = Merged(), []
+    for chosen in itertools.chain(selection.of(_packets(path, container, stream, clock, odd)), [None]):
+        file.require_sound()
+        if odd:
+            raise EveryFrameNeeded
+        if chosen is not None:
+            merged.feed(chosen)
+            if not chosen.is_decoded:
+                continue
+        try:
+            frames = stream.codec_context.decode(None) if chosen is None else chosen.packet.decode()
+        except EOFError:
+            frames = []
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the decoder says of it
+            raise EveryFrameNeeded from error
+        for frame in frames:
+            yield from merged.take(frame)  # pyright: ignore[reportArgumentType]  a video stream's frames
+    yield from merged.rest()
 
 
 def _packets(
