@@ -21,7 +21,7 @@ from clones import CLONES, importing, require_clone
 from peer_models import R2_LAYERS, R2_TOKENS, R2_WIDTH, TEXT_WIDTH, build_r2_tuning
 from timing import interleave, report, with_cpu_time
 from torch import Tensor, nn
-from train_step import T, qvhighlights_batch, windows
+from train_step import Size, random_batch, windows
 
 from sdst_runtime.errors import SdstError
 from sdst_runtime.machine import load
@@ -53,22 +53,23 @@ def main(
     clone = CLONES["r2-tuning"]
     require_clone(clone, r2_tuning)
     learner = Learner(TrainConfig(precision="fp32", model=ModelConfig()), 10_000)
-    ours = qvhighlights_batch(batch, tokens)
+    size = Size(B=batch, L=tokens)
+    ours = random_batch(size)
     with importing(clone, r2_tuning):
         variants: dict[str, Callable[[], object]] = {
             "SDST": lambda: learner.update(ours, 600),
-            "R2-Tuning": r2_step(r2_tuning, batch, tokens),
+            "R2-Tuning": r2_step(r2_tuning, size),
         }
         cpu: dict[str, list[float]] = {name: [] for name in variants}
         timed = {name: with_cpu_time(run, cpu[name]) for name, run in variants.items()}
         samples = interleave(timed, seconds=seconds)
-    title = f"one training step, B {batch} T {T} L {tokens}, fp32"
+    title = f"one training step, B {size.B} T {size.T} L {size.L}, fp32"
     versions = {"torch": torch.__version__, "threads": str(threads), "at the end": load()}
     cpu_s = {f"{name}, CPU time": cpu[name][-len(samples[name]) :] for name in samples}  # less those of the warm-up
     report(title, samples | cpu_s, items=batch, versions=versions, output=output)
 
 
-def r2_step(folder: Path, count: int, tokens: int) -> Callable[[], dict[str, Tensor]]:
+def r2_step(folder: Path, size: Size) -> Callable[[], dict[str, Tensor]]:
     """One step of R2-Tuning's training: what nncore's `Engine.train_iter` and `OptimizerHook` do, in fp32.
 
     The returned call gives the losses. Inside `importing`.
@@ -79,7 +80,7 @@ def r2_step(folder: Path, count: int, tokens: int) -> Callable[[], dict[str, Ten
     stage = config.stages  # pyright: ignore[reportAttributeAccessIssue]
     settings = dict(stage.optimizer)
     optimizer = getattr(torch.optim, settings.pop("type"))(model.parameters(), **settings)
-    data = r2_batch(count, tokens)
+    data = r2_batch(size)
 
     def step() -> dict[str, Tensor]:
         found = model(dict(data), mode="train")
@@ -93,19 +94,19 @@ def r2_step(folder: Path, count: int, tokens: int) -> Callable[[], dict[str, Ten
     return step
 
 
-def r2_batch(count: int, tokens: int) -> dict[str, object]:
-    """Random features and the windows of `qvhighlights_batch`, in R2-Tuning's form; missing windows are infinite."""
+def r2_batch(size: Size) -> dict[str, object]:
+    """Random features and the windows of `random_batch`, in R2-Tuning's form; missing windows are infinite."""
     generator = torch.Generator().manual_seed(0)
-    found = [torch.tensor(one) for one in windows(count)]
-    middles_s = CLIP_S * (torch.arange(T) + 0.5)
+    found = [torch.tensor(one) for one in windows(size)]
+    middles_s = CLIP_S * (torch.arange(size.T) + 0.5)
     inside = torch.stack([((one[:, :1] <= middles_s) & (middles_s < one[:, 1:])).any(0) for one in found])
     return {
-        "video": torch.randn(count, T, R2_LAYERS * R2_TOKENS * R2_WIDTH, generator=generator),
-        "query": torch.randn(count, tokens, R2_LAYERS * TEXT_WIDTH, generator=generator),
+        "video": torch.randn(size.B, size.T, R2_LAYERS * R2_TOKENS * R2_WIDTH, generator=generator),
+        "query": torch.randn(size.B, size.L, R2_LAYERS * TEXT_WIDTH, generator=generator),
         "boundary": nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=float("inf")),
         "saliency": inside.float(),
         "pos_clip": inside.int().argmax(1, keepdim=True),
-        "fps": [FPS] * count,
+        "fps": [FPS] * size.B,
     }
 
 

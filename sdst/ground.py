@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -15,14 +15,14 @@ from sdst_runtime.errors import InputError, PartialFailure
 from sdst_runtime.grounding.decode import answer_json
 from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
 from sdst_runtime.machine import load_warning, machine_facts, usable_cores
-from sdst_runtime.pages.panels import QueryPanel
-from sdst_runtime.pages.report import Report, write_report
 from sdst_runtime.strict_json import dump_json
 
 from .asked import videos_and_sentences, without
 from .consoles import make_console
-from .panels import latency_rows, video_panel
 from .progress import Told, told
+
+if TYPE_CHECKING:
+    from sdst_runtime.pages.report import Report
 
 USAGE = 'sdst ground VIDEO "a sentence" ... --bundle DIR'
 
@@ -85,6 +85,8 @@ def ground(
             encoded = grounder.encode(video, on_progress=bar.show)
         answers = grounder.ground_batch(encoded, queries)
         if report is not None:
+            from sdst_runtime.pages.report import write_report
+
             write_report(report, single_report(video, grounder, encoded, answers, load))
         print_answers(video, encoded, answers, json, top)
 
@@ -157,6 +159,11 @@ def single_report(
     video: Path, grounder: Grounder, features: EncodedVideo, answers: Sequence[Grounding], load: str = ""
 ) -> Report:
     """A page about one video; `load` is what `load_warning` said before the times were taken."""
+    from sdst_runtime.pages.panels import QueryPanel
+    from sdst_runtime.pages.report import Report
+
+    from .panels import latency_rows, video_panel
+
     panel = video_panel(video, features, tuple(QueryPanel(answer) for answer in answers))
     return Report(
         title="Moments",

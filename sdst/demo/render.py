@@ -76,8 +76,8 @@ def render_video(scene: Scene, plan: FramePlan, path: Path, *, size: int = 64) -
         stream.codec_context.thread_count = 1
         reformatter = VideoReformatter()
         for pts in plan.pts:
-            picture = av.VideoFrame.from_ndarray(painter.frame(float(pts * plan.time_base)), format="rgb24")
-            frame = reformatter.reformat(picture, format="yuv420p")
+            picture = av.VideoFrame.from_numpy_buffer(painter.frame(float(pts * plan.time_base)), format="rgb24")
+            frame = reformatter.reformat(picture, format="yuv420p", threads=1)
             frame.pts, frame.time_base = pts, plan.time_base
             _mux(container, stream.encode(frame), length)
         _mux(container, stream.encode(None), length)
@@ -110,7 +110,7 @@ def as_decoded(picture: np.ndarray, image_size: int, *, yuv: bool = True) -> np.
     to_yuv, to_rgb = _reformatters()
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
     if yuv:
-        frame = to_yuv.reformat(frame, format="yuv420p")
+        frame = to_yuv.reformat(frame, format="yuv420p", threads=1)
     return to_rgb.reformat(
-        frame, width=image_size, height=image_size, format="rgb24", interpolation="BICUBIC"
+        frame, width=image_size, height=image_size, format="rgb24", interpolation="BICUBIC", threads=1
     ).to_ndarray()

@@ -332,7 +332,7 @@ def _paint_shape(picture: np.ndarray, shape: str, colour: np.ndarray, where: Pos
         return
     dx = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - x)
     dy = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - y)
-    cover = opacity * np.clip(_depth(shape, dx, dy, radius) + 0.5, 0.0, 1.0)[..., None]
+    cover = opacity * np.minimum(np.maximum(_depth(shape, dx, dy, radius) + 0.5, 0.0), 1.0)[..., None]
     patch = picture[top:bottom, left:right]
     patch[...] = patch + cover * (colour - patch)
 

@@ -20,9 +20,11 @@ from sdst_runtime.corpus.index import index_corpus
 from sdst_runtime.corpus.store import FACTS
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.grounding.bundle import Bundle
+from sdst_runtime.machine import usable_cores
 
 DEPTHS = (1, 5, 10)
 QUERIES = 100  # asked at most: the head is run on all videos for each
+FEW = 16  # videos that one process is done with before others have opened the models
 
 
 def find_videos(bundle: Bundle, out: Path, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -30,10 +32,12 @@ def find_videos(bundle: Bundle, out: Path, samples: Sequence[Sample]) -> dict[st
     videos = {vid: out / "videos" / f"{vid}.mp4" for vid in dict.fromkeys(sample.row["vid"] for sample in samples)}
     if (out / "store" / FACTS).is_file():  # of an older demo, whose bundle was another
         shutil.rmtree(out / "store")
-    index_corpus(videos, bundle, out / "store")
+    workers = usable_cores() if len(videos) > FEW else 1
+    index_corpus(videos, bundle, out / "store", workers=workers)
     asked = spread(samples, QUERIES)
     with Corpus.open(out / "store", bundle.directory) as corpus:
-        rows = corpus.ask(list(dict.fromkeys(sample.row["query"] for sample in asked)), top=len(videos))
+        queries = list(dict.fromkeys(sample.row["query"] for sample in asked))
+        rows = corpus.ask(queries, top=len(videos), workers=workers)
     answers: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         answers[row.query].append(row)

@@ -9,7 +9,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from .layers import at_least_float32
-from .rdsa import clip_index, sample_linear
+from .rdsa import clip_index, linear_weights
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -41,12 +41,12 @@ class Actionness(nn.Module):
         centre, width = span.unbind(-1)
         position = centre[..., None] + width[..., None] * self.place.to(span.dtype)  # B M bins
         index = clip_index(position, length).reshape(B, M * self.bins)
-        rows = sample_linear(dense, index, length, "zeros").reshape(B, M, -1)
+        rows = torch.matmul(linear_weights(index, length, dense.shape[1]).to(dense.dtype), dense).reshape(B, M, -1)
         return at_least_float32(self.mlp(rows).squeeze(-1)).sigmoid()
 
 
 class TextPool(nn.Module):
-    """Attention-weighted mean of the valid tokens. forward(text B L F, mask B L) -> B F."""
+    """Attention-weighted mean of the valid tokens. forward(text ... B L F, mask B L) -> ... B F."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TextPool(nn.Module):
 
     def forward(self, text: Tensor, mask: Tensor) -> Tensor:
         weight = at_least_float32(self.weight(text).squeeze(-1)).masked_fill(~mask, float("-inf")).softmax(-1)
-        return torch.matmul(weight.to(text.dtype)[:, None], text).squeeze(1)
+        return torch.matmul(weight.to(text.dtype)[..., None, :], text).squeeze(-2)
 
 
 def saliency(dense: Tensor, text: Tensor) -> Tensor:

@@ -23,11 +23,14 @@ class DropPath(nn.Module):
         if not self.training or self.p == 0:
             return x
         keep = torch.rand((x.shape[0], *[1] * (x.dim() - 1)), device=x.device) >= self.p
-        return x * keep.to(x.dtype) / (1 - self.p)
+        return x * (keep.to(x.dtype) / (1 - self.p))
 
 
 class MultiHeadAttention(nn.Module):
-    """Plain multi-head attention. forward(query B N F, key B S F, value B S F, key_mask B S) -> B N F."""
+    """Plain multi-head attention. forward(query B N F, key B S F, value B S F, key_mask B S) -> B N F.
+
+    `keys_values` and `attend` are its two halves: what several calls attend to is projected once.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -38,13 +41,21 @@ class MultiHeadAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        q, k, v = self._split(self.query(query)), self._split(self.key(key)), self._split(self.value(value))
+        return self.attend(query, self.keys_values(key, value), key_mask)
+
+    def keys_values(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What `attend` takes: ... S F each to ... H S D."""
+        return self._split(self.key(key)), self._split(self.value(value))
+
+    def attend(self, query: Tensor, keys_values: tuple[Tensor, Tensor], key_mask: Tensor | None = None) -> Tensor:
+        """The attention itself, of keys and values B H S D."""
         mask = None if key_mask is None else key_mask[:, None, None, :]
+        q, (k, v) = self._split(self.query(query)), keys_values
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(-3, -2)
 
 
 class Residual(nn.Module):

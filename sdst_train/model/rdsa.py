@@ -27,11 +27,35 @@ def sample_linear(x_BTC: Tensor, index_BN: Tensor, length_B: Tensor, padding: Li
     `border` clamps the index to the valid clips; `zeros` fades to zero outside them, as grid_sample does with
     align_corners=False. Rows at or beyond `length_B` are never read.
     """
+    low, high, weight_low, weight_high = _neighbours(index_BN, length_B, padding)
+    return (
+        _rows(x_BTC, low) * weight_low[..., None].to(x_BTC.dtype)
+        + _rows(x_BTC, high) * weight_high[..., None].to(x_BTC.dtype)
+    )  # fmt: skip
+
+
+def linear_weights(index_BN: Tensor, length_B: Tensor, clips: int) -> Tensor:
+    """`sample_linear` with padding "zeros" as a matrix B N T of T = `clips`, whose product with x B T C it is.
+
+    Cheaper than the gathers where C is large and T is not; rows beyond `length_B` are read, with weight zero.
+    """
+    low, high, weight_low, weight_high = _neighbours(index_BN, length_B, "zeros")
+    nothing = weight_low.new_zeros((*index_BN.shape, clips))
+    # adding at low and high apart: at the ends both are the same clip
+    return nothing.scatter(2, low[..., None], weight_low[..., None]).scatter_add(
+        2, high[..., None], weight_high[..., None]
+    )
+
+
+def _neighbours(
+    index_BN: Tensor, length_B: Tensor, padding: Literal["border", "zeros"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The clips around an index, int64, and their weights."""
     last = (length_B.to(index_BN.dtype) - 1)[:, None]
     zero = torch.zeros_like(last)
     if padding == "border":
         index_BN = torch.minimum(torch.maximum(index_BN, zero), last)
-    else:  # beyond these bounds both neighbours are outside: the blend below is zero either way
+    else:  # beyond these bounds both neighbours are outside: the blend is zero either way
         index_BN = torch.minimum(torch.maximum(index_BN, zero - 1), last + 1)
     low = index_BN.floor()
     high = low + 1
@@ -40,14 +64,15 @@ def sample_linear(x_BTC: Tensor, index_BN: Tensor, length_B: Tensor, padding: Li
     if padding == "zeros":
         weight_low = weight_low * ((low >= 0) & (low <= last))
         weight_high = weight_high * ((high >= 0) & (high <= last))
-    return (
-        _rows(x_BTC, torch.minimum(torch.maximum(low, zero), last)) * weight_low[..., None].to(x_BTC.dtype)
-        + _rows(x_BTC, torch.minimum(torch.maximum(high, zero), last)) * weight_high[..., None].to(x_BTC.dtype)
-    )  # fmt: skip
+    return _clip_number(low, last), _clip_number(high, last), weight_low, weight_high
 
 
-def _rows(x_BTC: Tensor, index_BN: Tensor) -> Tensor:
-    row_BN = index_BN.long().clamp(min=0)  # NaN, of a model that diverged, must reach the loss and not fault here
+def _clip_number(index_BN: Tensor, last_B1: Tensor) -> Tensor:
+    """NaN, of a model that diverged, must reach the loss and not fault here."""
+    return torch.minimum(index_BN, last_B1).long().clamp(min=0)
+
+
+def _rows(x_BTC: Tensor, row_BN: Tensor) -> Tensor:
     return x_BTC.gather(1, row_BN[..., None].expand(-1, -1, x_BTC.shape[-1]))
 
 

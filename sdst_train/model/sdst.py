@@ -17,6 +17,8 @@ from .heads import Actionness, TextPool, mlp, saliency
 from .layers import FeedForward, MultiHeadAttention, Residual, at_least_float32, projection, sine_position
 from .rdsa import RDSA, DeformableCrossAttention, LoweredRDSA, RdsaOp, clip_index, sample_linear
 
+KeysValues = tuple[Tensor, Tensor]  # B H L D each
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -44,13 +46,13 @@ class DenseStream(nn.Module):
         self.after_cross, self.after_self, self.after_ffn = (Residual(width, config.drop_path) for _ in range(3))
 
     def forward(
-        self, step: int, before: Tensor | None, video: Tensor, position: Tensor, text: Tensor, masks: Masks
+        self, step: int, before: Tensor | None, video: Tensor, position: Tensor, text: KeysValues, masks: Masks
     ) -> Tensor:
         """One step: new dense embeddings B T F from the old ones, which are zero (None) before the first step."""
         gate = self.gate[step] if self.raw_gate else self.gate[step].sigmoid()
         fresh = (1 - gate) * video
         dense = fresh if before is None else gate * before + fresh
-        dense = self.after_cross(dense, self.cross(dense + position, text, text, masks.text_BL))
+        dense = self.after_cross(dense, self.cross.attend(dense + position, text, masks.text_BL))
         place = dense + position
         dense = self.after_self(dense, self.self_attention(place, place, dense, masks.video_BT))
         return self.after_ffn(dense, self.ffn(dense))
@@ -96,10 +98,10 @@ class SparseStream(nn.Module):
         return self.query.expand(B, -1, -1), reference
 
     def forward(
-        self, hidden: Tensor, reference_logit: Tensor, dense: Tensor, position: Tensor, text: Tensor, masks: Masks
+        self, hidden: Tensor, reference_logit: Tensor, dense: Tensor, position: Tensor, text: KeysValues, masks: Masks
     ) -> tuple[Tensor, Tensor]:
         """One step: new moment embeddings B M F and reference logits B M 2, these in float32 at least."""
-        hidden = self.after_cross(hidden, self.cross(hidden + self.position, text, text, masks.text_BL))
+        hidden = self.after_cross(hidden, self.cross.attend(hidden + self.position, text, masks.text_BL))
         place = hidden + self.position
         hidden = self.after_self(hidden, self.self_attention(place, place, hidden))
         reference = reference_logit.sigmoid()
@@ -152,12 +154,12 @@ class SDST(nn.Module):
         masks = Masks(video_mask, text_mask, _length(video_mask))
         video_KBTF = self.project(video, video_mask).permute(2, 0, 1, 3)
         text_KBLF = self._project_text(text, text_mask)
-        dense, logits, spans = self._refine(video_KBTF, text_KBLF, masks)
-        text_KBF = torch.stack([self.text_pool(text_BLF, text_mask) for text_BLF in text_KBLF])
+        dense, hidden_KBMF, span_KBM2 = self._refine(video_KBTF, text_KBLF, masks)
+        text_KBF = self.text_pool(text_KBLF, text_mask)
         return Outputs(
-            logit_KBM=torch.stack(logits),
-            span_KBM2=torch.stack(spans),
-            actionness_BM=self.actionness(dense, spans[-1].detach(), masks.length_B),
+            logit_KBM=self.classify(hidden_KBMF).squeeze(-1),
+            span_KBM2=span_KBM2,
+            actionness_BM=self.actionness(dense, span_KBM2[-1].detach(), masks.length_B),
             saliency_BT=saliency(dense, text_KBF[-1]),
             video_KBTF=video_KBTF,
             text_KBF=text_KBF,
@@ -182,12 +184,12 @@ class SDST(nn.Module):
         """What `ground` returns, from the `project` of the video, B T K F."""
         masks = Masks(video_mask, text_mask, _length(video_mask))
         text_KBLF = self._project_text(text, text_mask)
-        dense, logits, spans = self._refine(projected.permute(2, 0, 1, 3), text_KBLF, masks)
-        actionness = self.actionness(dense, spans[-1], masks.length_B)
+        dense, hidden_KBMF, span_KBM2 = self._refine(projected.permute(2, 0, 1, 3), text_KBLF, masks)
+        actionness = self.actionness(dense, span_KBM2[-1], masks.length_B)
         curve = saliency(dense, self.text_pool(text_KBLF[-1], text_mask))
-        centre, width = spans[-1].unbind(-1)
+        centre, width = span_KBM2[-1].unbind(-1)
         moments = torch.stack((centre - width / 2, centre + width / 2), dim=-1).clamp(0, 1)
-        score = at_least_float32(logits[-1]).sigmoid() * actionness
+        score = at_least_float32(self.classify(hidden_KBMF[-1]).squeeze(-1)).sigmoid() * actionness
         return moments, score, curve.masked_fill(~video_mask, -1)
 
     def lower(self, op: RdsaOp | None = None) -> SDST:
@@ -196,23 +198,29 @@ class SDST(nn.Module):
             self.sparse.sample = LoweredRDSA(self.sparse.sample, *([op] if op else []))
         return self
 
-    def _refine(self, video_KBTF: Tensor, text_KBLF: Tensor, masks: Masks) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """All steps: the dense embeddings B T F of the last, class logits B M and spans B M 2 of each."""
+    def _refine(self, video_KBTF: Tensor, text_KBLF: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor]:
+        """All steps: the dense embeddings B T F of the last, moment embeddings K B M F and spans K B M 2 of each."""
         position = self._clip_positions(masks.video_BT, masks.length_B).to(video_KBTF.dtype)
+        dense_text, sparse_text = (self._of_each_step(stream.cross, text_KBLF) for stream in (self.dense, self.sparse))
         dense = hidden = reference_logit = None
-        logits, spans = [], []
+        hiddens, references = [], []
         for step in range(self.config.layers):
-            text_BLF = text_KBLF[step]
-            dense = self.dense(step, dense, video_KBTF[step], position, text_BLF, masks)
+            dense = self.dense(step, dense, video_KBTF[step], position, dense_text[step], masks)
             if hidden is None or reference_logit is None:
                 hidden, reference_logit = self.sparse.start(dense, masks)
             else:
                 reference_logit = reference_logit.detach()
-            hidden, reference_logit = self.sparse(hidden, reference_logit, dense, position, text_BLF, masks)
-            logits.append(self.classify(hidden).squeeze(-1))
-            spans.append(reference_logit.sigmoid())
+            hidden, reference_logit = self.sparse(hidden, reference_logit, dense, position, sparse_text[step], masks)
+            hiddens.append(hidden)
+            references.append(reference_logit)
         assert dense is not None  # there is a step at least
-        return dense, logits, spans
+        return dense, torch.stack(hiddens), torch.stack(references).sigmoid()
+
+    @staticmethod
+    def _of_each_step(attention: MultiHeadAttention, text_KBLF: Tensor) -> list[KeysValues]:
+        """What the steps attend to, from one product for keys and one for values."""
+        keys, values = attention.keys_values(text_KBLF, text_KBLF)
+        return list(zip(keys.unbind(), values.unbind(), strict=True))
 
     def _project_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """K B L F in the order of the steps."""

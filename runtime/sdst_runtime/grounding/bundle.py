@@ -30,7 +30,6 @@ from ..sessions.base import (
 )
 from ..sessions.open import open_session
 from ..sessions.plugin_library import LIBRARIES, Brought, PluginDevice
-from ..sessions.tensorrt.sidecar import SUFFIX
 from ..strict_json import read_strict
 
 MANIFEST = "bundle.json"
@@ -147,7 +146,12 @@ def write_manifest(
 def _require_listed(directory: Path, model: str, manifest: Manifest) -> None:
     """Raise ContractError when a model reads files that bundle.json does not list: nobody knows what is in them."""
     path = directory / model
-    used = [model + SUFFIX] if path.suffix == ".plan" else _weight_files(path)
+    if path.suffix == ".plan":
+        from ..sessions.tensorrt.sidecar import SUFFIX  # what is of TensorRT is no cost to a bundle of ONNX files
+
+        used = [model + SUFFIX]
+    else:
+        used = _weight_files(path)
     for name in used:
         if name not in manifest.files:
             raise ContractError(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..contracts import Grounding, Moment, VideoFeatures
-from ..data.dataset import Sample, batches_by_length, pad_inputs
 from ..errors import SessionError
 from ..sessions.base import Session
+
+if TYPE_CHECKING:
+    from ..data.dataset import Sample
 
 HEAD_OUTPUTS = ("spans", "scores", "saliency")
 
@@ -72,6 +74,8 @@ def predict(
     `layers`: how many of the stored layers the head takes, the last ones; default all. `on_done` hears of
     (queries done, all queries) after each batch.
     """
+    from ..data.dataset import batches_by_length, pad_inputs  # annotations and stores, which no video file needs
+
     rows = []
     for batch in batches_by_length(samples, batch_size):
         outputs = head.run(pad_inputs([s.video for s in batch], [s.text for s in batch], layers=layers))

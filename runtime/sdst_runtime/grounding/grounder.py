@@ -11,6 +11,7 @@ import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..errors import InputError
 from ..media.clips import decoder_name, promised_clips
 from ..media.memory import NAME, FrameStream
 from ..media.workers import Ending, Piece, Unusable, decode_pieces, pieces_of
-from ..sessions.base import PROJECTED, ClosedAtEnd, Session, limit_of
+from ..sessions.base import PROJECTED, ClosedAtEnd, GroundingModel, Session, limit_of
 from .bundle import TOKENIZER, Bundle
 from .decode import decode, require_finite
 from .inputs import Askable, OnProgress, Source, copied, counted, refusal, require_queries
@@ -84,9 +85,7 @@ class Grounder(ClosedAtEnd):
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.bundle, self.spec = bundle, bundle.manifest.spec
         self.tokenizer = Tokenizer.from_file(bundle.directory / TOKENIZER)
-        self.vision = bundle.session("vision", threads) if vision else None
-        self.text = bundle.session("text", threads)
-        self.grounding_model = bundle.grounding_model(threads)
+        self.vision, self.text, self.grounding_model = _opened(bundle, threads, vision)
         self.timings = Timings()
         head = self.grounding_model.head
         self.most_rows = _limit(head, "sdst.max_batch", MOST_ROWS)
@@ -329,6 +328,19 @@ class Grounder(ClosedAtEnd):
         values = model.run(inputs)[output]
         require_finite(self.bundle.manifest.models[name], output, values if mask is None else values[mask])
         return values
+
+
+def _opened(bundle: Bundle, threads: int | None, vision: bool) -> tuple[Session | None, Session, GroundingModel]:
+    """Vision (None without), text, projection with head. The head's graph takes longest to open: beside the others."""
+
+    def towers() -> tuple[Session | None, Session]:
+        return bundle.session("vision", threads) if vision else None, bundle.session("text", threads)
+
+    if bundle.path("head").suffix != ".onnx":  # engines share one GPU context, which is the thread's
+        return *towers(), bundle.grounding_model(threads)
+    with ThreadPoolExecutor(1) as beside:
+        opening = beside.submit(bundle.grounding_model, threads)
+        return *towers(), opening.result()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FILTERS = {"bicubic": "BICUBIC", "bilinear": "BILINEAR", "area": "AREA", "lanczos": "LANCZOS"}
 _UNSPECIFIED, _RESERVED = 2, 3  # code points that H.273 gives to colour spaces, transfers and primaries alike
 _NO_CROP = (0, 0, 0, 0)
+_SMALL = 640 * 480  # pixels of a frame whose scaling is over before other threads have woken
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def upright_rgb(
     try:
         if crop != _NO_CROP:
             frame = _cropped(reformatter, frame, crop)
-        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=FILTERS[resize])
+        threads = 1 if frame.width * frame.height <= _SMALL else 0  # 0: one a core
+        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=FILTERS[resize], threads=threads)
         return turn.apply(scaled.to_ndarray())
     except Exception as error:  # a foreign library, on pictures from anywhere
         kind = f"{frame.format.name}, colour space {int(frame.colorspace)} of H.273"

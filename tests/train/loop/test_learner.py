@@ -96,6 +96,20 @@ def test_a_step_starts_from_no_gradient_and_clips_it():
     assert torch.stack([g.norm() for g in gradients]).norm().item() == pytest.approx(0.25, rel=1e-4)
 
 
+def test_one_call_for_all_parameters_is_adamw():
+    """The losses of five steps are those of torch's loop over parameters."""
+
+    def losses(fused: bool) -> list[float]:
+        learner, batch = Learner(FP32, 10), batch_of(4)
+        for group in learner.optimizer.param_groups:
+            assert group["fused"] is True
+            group["fused"] = fused
+        learner.optimizer._step_supports_amp_scaling = fused
+        return [learner.update(batch, step)["loss"] for step in range(1, 6)]
+
+    np.testing.assert_allclose(losses(True), losses(False), rtol=1e-6)
+
+
 # --- averaged weights, precision, random numbers ---------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from sdst_train.config import LossConfig, ModelConfig, TrainConfig
 from sdst_train.model.heads import Actionness, saliency
 from sdst_train.model.layers import DropPath
 from sdst_train.model.rdsa import LoweredRDSA
-from sdst_train.model.sdst import SDST, Outputs, parameter_count
+from sdst_train.model.sdst import SDST, Masks, Outputs, parameter_count
 
 torch.set_num_threads(1)
 SMALL = ModelConfig(video_width=12, text_width=10, layers=4, width=32, heads=2, points=3, queries=5, ffn_ratio=2)
@@ -277,6 +277,34 @@ def test_actionness_reads_the_window_widened_by_half():
     at_start = (1.5 * 0.2 * bins) * 40 - 0.5
     assert not seen["rows"][0, 1].numpy()[at_start <= -1].any()
     np.testing.assert_allclose(seen["rows"][0, 1].numpy()[at_start > 0], at_start[at_start > 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_steps_together_are_the_steps_apart(attention):
+    """The text is projected, pooled and moments are classified for all steps at once; here a step at a time."""
+    model, batch = build(attention=attention).train(), inputs([9, 4], [3, 5])
+    torch.manual_seed(3)  # the same random residual branches
+    out = model(**batch)
+    torch.manual_seed(3)
+    masks = Masks(batch["video_mask"], batch["text_mask"], batch["video_mask"].sum(1, dtype=torch.int32))
+    projected_KBTF = model.project(batch["video"], masks.video_BT).permute(2, 0, 1, 3)
+    texts_KBLF = model._project_text(batch["text"], masks.text_BL)
+    position = model._clip_positions(masks.video_BT, masks.length_B)
+    dense = hidden = reference = None
+    for step, (video, text) in enumerate(zip(projected_KBTF, texts_KBLF, strict=True)):
+        dense = model.dense(step, dense, video, position, model.dense.cross.keys_values(text, text), masks)
+        if hidden is None or reference is None:
+            hidden, reference = model.sparse.start(dense, masks)
+        of_text = model.sparse.cross.keys_values(text, text)
+        hidden, reference = model.sparse(
+            hidden, reference.detach() if step else reference, dense, position, of_text, masks
+        )
+        close = {"rtol": 1e-6, "atol": 1e-6}
+        torch.testing.assert_close(out.logit_KBM[step], model.classify(hidden).squeeze(-1), **close)
+        torch.testing.assert_close(out.span_KBM2[step], reference.sigmoid(), **close)
+        torch.testing.assert_close(out.text_KBF[step], model.text_pool(text, masks.text_BL), **close)
+    assert dense is not None
+    torch.testing.assert_close(out.saliency_BT, saliency(dense, out.text_KBF[-1]), rtol=1e-6, atol=1e-6)
 
 
 def test_scores_are_class_times_actionness():

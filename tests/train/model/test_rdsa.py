@@ -17,7 +17,16 @@ from rdsa_cases import CASES, SMALL_CASES, RdsaCase, make_inputs
 
 from sdst_export.rdsa_op import DOMAIN, NAME, OPSET, add_function
 from sdst_runtime.doctor.rdsa_oracle import rdsa_oracle, sampling
-from sdst_train.model.rdsa import RDSA, LoweredRDSA, clip_index, deform, endpoint_positions, rdsa, sample_linear
+from sdst_train.model.rdsa import (
+    RDSA,
+    LoweredRDSA,
+    clip_index,
+    deform,
+    endpoint_positions,
+    linear_weights,
+    rdsa,
+    sample_linear,
+)
 
 torch.set_num_threads(1)
 MEDIUM_CASES = [case for case in CASES if case.T * case.M * case.B < 1e5]
@@ -167,6 +176,26 @@ def test_sampling_equals_grid_sample(padding, clips):
     image = x_BTC[:, :clips].transpose(1, 2)[:, :, None]
     theirs = functional.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     np.testing.assert_allclose(ours, theirs[:, :, 0].transpose(1, 2), rtol=0, atol=1e-5)
+
+
+def test_sampling_as_a_product_equals_the_gathers():
+    """Values and both gradients, inside, at and beyond the borders, of videos of other lengths than the batch's."""
+    generator = torch.Generator().manual_seed(0)
+    length = torch.tensor([9, 4, 1], dtype=torch.int32)
+    inside = torch.rand(3, 40, generator=generator, dtype=torch.float64) * 2 - 0.5
+    borders = torch.tensor([0.0, 1, 0.5, -30, 1e6]).double().expand(3, -1)
+    position = torch.cat((inside, borders), dim=1)
+    x_BTC = torch.randn(3, 9, 5, generator=generator, dtype=torch.float64)
+    found = []
+    for product in (False, True):
+        x, where = x_BTC.clone().requires_grad_(), position.clone().requires_grad_()
+        index = clip_index(where, length)
+        out = linear_weights(index, length, 9) @ x if product else sample_linear(x, index, length, "zeros")
+        out.square().sum().backward()
+        found.append((out.detach(), x.grad, where.grad))
+    for gathered, multiplied in zip(*found, strict=True):
+        np.testing.assert_allclose(multiplied, gathered, rtol=0, atol=1e-12)
+    assert found[0][2].abs().max() > 1
 
 
 def test_endpoints_are_clamped_to_the_video():
