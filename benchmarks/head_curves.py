@@ -2,9 +2,9 @@
 
     python benchmarks/head_curves.py --out DIR
 
-Torch eager, first query, next query and the products of a next query alone (head.py), with random weights of the
+Torch eager, first query, next query (head.py) and the products of each alone (floor.py), with random weights of the
 paper's sizes, interleaved at each size. It writes head_curves.json and head_curves.svg into DIR and prints the table in
-Markdown: p50 (p90, p99) in ms, and the ratio of a next query to its products.
+Markdown: p50 (p90, p99) in ms, and the ratios to the products.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import numpy as np
 import torch
 import tyro
 from floor import products_alone
-from head import PRODUCTS, calls, head_inputs, open_head, random_checkpoint, random_inputs, write_head
+from head import Call, calls, head_inputs, open_head, random_checkpoint, random_inputs, write_head
 from timing import interleave, say_machine
 
 from sdst_runtime.files import write_json
 from sdst_runtime.machine import machine_facts
+from sdst_runtime.sessions.base import GroundingModel, Session
 from sdst_train.model.torch_session import TorchSession
 
 EAGER, FIRST, NEXT = "torch eager", "first query", "next query"
-NAMES = (EAGER, FIRST, NEXT, PRODUCTS)
+FIRST_PRODUCTS, NEXT_PRODUCTS = "its products", "next query's products"
+FLOORS = {FIRST: FIRST_PRODUCTS, NEXT: NEXT_PRODUCTS}
 Samples = Mapping[str, list[float]]  # seconds by variant
 
 
@@ -52,18 +54,14 @@ def main(
     sizes = [*((1, T) for T in clips), *((B, clips[0]) for B in batches if B != 1)]
     trained = random_checkpoint()
     measured: dict[tuple[int, int], Samples] = {}
-    print("| B | T |", " | ".join(NAMES), "| next query / products |")  # noqa: T201
-    print("|---|---|---|---|---|---|---|")  # noqa: T201
+    print("| B | T | torch eager | first query | its products | ratio | next query | its products | ratio |")  # noqa: T201
+    print("|---|---|---|---|---|---|---|---|---|")  # noqa: T201
     with TemporaryDirectory() as place:
-        write_head(trained, "fp32", Path(place) / "head")
-        model, eager = open_head(Path(place) / "head", threads), TorchSession(trained.model)
+        folder = Path(place) / "head"
+        write_head(trained, "fp32", folder)
+        model, eager = open_head(folder, threads), TorchSession(trained.model)
         for batch, T in sizes:
-            inputs = random_inputs(trained.spec, batch, T, tokens)
-            first, following = calls(model, inputs)
-            products = products_alone(Path(place) / "head/head.onnx", head_inputs(model, inputs), threads)
-            variants = dict(
-                zip(NAMES, (lambda given=inputs: eager.run(given), first, following, products), strict=True)
-            )
+            variants = variants_of(model, eager, folder, random_inputs(trained.spec, batch, T, tokens), threads)
             measured[batch, T] = interleave(variants, seconds=seconds)
             print(row(batch, T, measured[batch, T]), flush=True)  # noqa: T201
     say_machine({"torch": torch.__version__})
@@ -73,14 +71,29 @@ def main(
     draw(measured, clips, batches, out / "head_curves.svg")
 
 
+def variants_of(
+    model: GroundingModel, eager: Session, folder: Path, inputs: dict[str, np.ndarray], threads: int
+) -> dict[str, Call]:  # fmt: skip
+    """All that is measured at one size, by name."""
+    first, following = calls(model, inputs)
+    video = {name: inputs[name] for name in model.projection.inputs}
+    projecting = products_alone(folder / "projection.onnx", video, threads)
+    grounding = products_alone(folder / "head.onnx", head_inputs(model, inputs), threads)
+    return {
+        EAGER: lambda: eager.run(inputs), FIRST: first, FIRST_PRODUCTS: lambda: (projecting(), grounding()),
+        NEXT: following, NEXT_PRODUCTS: grounding,
+    }  # fmt: skip
+
+
 def row(batch: int, clips: int, samples: Samples) -> str:
     """Of the table."""
-    cells = []
-    for name in NAMES:
-        p50, p90, p99 = 1e3 * np.percentile(samples[name], (50, 90, 99))
+    cells = [str(batch), str(clips)]
+    for name, seconds in samples.items():
+        p50, p90, p99 = 1e3 * np.percentile(seconds, (50, 90, 99))
         cells.append(f"{p50:.1f} ({p90:.1f}, {p99:.1f})")
-    ratio = np.median(samples[NEXT]) / np.median(samples[PRODUCTS])
-    return f"| {batch} | {clips} | {' | '.join(cells)} | {ratio:.2f} |"
+        whole = next((of for of, floor in FLOORS.items() if floor == name), None)
+        cells += [] if whole is None else [f"{np.median(samples[whole]) / np.median(seconds):.2f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def draw(
@@ -99,7 +112,7 @@ def draw(
         (axes[1], f"queries of one call, {clips[0]} clips", batches, [(B, clips[0]) for B in batches]),
     )
     for panel, label, xs, sizes in curves:
-        for name, style in zip(NAMES, ("o-", "s-", "D-", "k--"), strict=True):
+        for name, style in ((EAGER, "o-"), (FIRST, "s-"), (NEXT, "D-"), (NEXT_PRODUCTS, "k--")):
             panel.plot(xs, [1e3 * np.median(measured[size][name]) for size in sizes], style, label=name, markersize=4)
         panel.set(xscale="log", yscale="log", xlabel=label)
         panel.set_xticks(xs, [str(x) for x in xs])
