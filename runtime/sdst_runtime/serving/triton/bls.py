@@ -74,7 +74,7 @@ class TritonBundle(Bundle):
     kind: type[TritonSession] = TritonSession
 
     def session(self, model: str, threads: int | None = None, as_written: bool = False) -> Session:
-        """A model of Triton's, as the server opened it. Raises ContractError when the bundle is older than the model."""
+        """A model of Triton's, as it opened it. Raises ContractError when the bundle is older than the model."""
         self.path(model)
         signatures = json.loads((self.directory / SIGNATURES).read_text(encoding="utf-8"))
         session = self.kind(model, signatures[model])
