@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import fails, run
+from command_line import fails, run
 
 from sdst_runtime.grounding.bundle import MODELS
 from sdst_runtime.sessions.open import open_session

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import fails, run
+from command_line import fails, run
 
 QUERY = "a red circle moves to the left"
 

@@ -62,7 +62,7 @@ def test_bound_outputs_are_those_of_a_plain_run(exported, name):
 def test_by_default_all_cores_work_and_say_the_same(exported, monkeypatch, name):
     path, asked, load = exported.directory / f"{name}.onnx", [], onnxruntime_sessions._load
     monkeypatch.setattr(onnxruntime_sessions, "usable_cores", lambda: 2)
-    monkeypatch.setattr(onnxruntime_sessions, "_load", lambda path, n, device: asked.append(n) or load(path, n, device))
+    monkeypatch.setattr(onnxruntime_sessions, "_load", lambda path, n, *how: asked.append(n) or load(path, n, *how))
     with OnnxRuntimeSession(path) as two, OnnxRuntimeSession(path, threads=1) as one:
         inputs = arrays(one)
         expected, got = one.run(inputs), two.run(inputs)
