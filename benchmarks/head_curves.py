@@ -105,6 +105,7 @@ def draw(
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "sdst"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     curves = (
@@ -116,6 +117,8 @@ def draw(
             panel.plot(xs, [1e3 * np.median(measured[size][name]) for size in sizes], style, label=name, markersize=4)
         panel.set(xscale="log", yscale="log", xlabel=label)
         panel.set_xticks(xs, [str(x) for x in xs])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.grid(visible=True, alpha=0.3)
     axes[0].set_ylabel("ms a call, p50")
