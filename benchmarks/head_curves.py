@@ -22,7 +22,6 @@ from head import Call, calls, head_inputs, open_head, random_checkpoint, random_
 from timing import interleave, say_machine
 
 from sdst_runtime.files import write_json
-from sdst_runtime.machine import machine_facts
 from sdst_runtime.sessions.base import GroundingModel, Session
 from sdst_train.model.torch_session import TorchSession
 
@@ -64,10 +63,10 @@ def main(
             variants = variants_of(model, eager, folder, random_inputs(trained.spec, batch, T, tokens), threads)
             measured[batch, T] = interleave(variants, seconds=seconds)
             print(row(batch, T, measured[batch, T]), flush=True)  # noqa: T201
-    say_machine({"torch": torch.__version__})
+    machine = say_machine({"torch": torch.__version__})
     out.mkdir(parents=True, exist_ok=True)
     rows = [{"batch": B, "clips": T, "seconds": dict(samples)} for (B, T), samples in measured.items()]
-    write_json(out / "head_curves.json", {"machine": dict(machine_facts()), "threads": threads, "sizes": rows})
+    write_json(out / "head_curves.json", {"machine": machine, "threads": threads, "sizes": rows})
     draw(measured, clips, batches, out / "head_curves.svg")
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from train_step import Size, random_batch, windows
 
 from sdst_runtime.errors import SdstError
-from sdst_runtime.machine import load
 from sdst_train.config import ModelConfig, TrainConfig
 from sdst_train.loop.learner import Learner
 
@@ -64,7 +63,7 @@ def main(
         timed = {name: with_cpu_time(run, cpu[name]) for name, run in variants.items()}
         samples = interleave(timed, seconds=seconds)
     title = f"one training step, B {size.B} T {size.T} L {size.L}, fp32"
-    versions = {"torch": torch.__version__, "threads": str(threads), "at the end": load()}
+    versions = {"torch": torch.__version__, "threads": str(threads)}
     cpu_s = {f"{name}, CPU time": cpu[name][-len(samples[name]) :] for name in samples}  # less those of the warm-up
     report(title, samples | cpu_s, items=batch, versions=versions, output=output)
 

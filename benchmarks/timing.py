@@ -13,12 +13,14 @@ from rich.table import Table
 
 from sdst_runtime.bench.measure import interleave
 from sdst_runtime.files import write_json
-from sdst_runtime.machine import load_average, machine_facts, usable_cores
+from sdst_runtime.machine import load, load_warning, machine_facts
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["interleave", "matmul_rate", "report", "say_machine", "with_cpu_time"]
+
+BEGAN, BUSY = load(), load_warning()  # before a benchmark adds its own
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -36,13 +38,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def say_machine(versions: Mapping[str, str]) -> dict[str, str]:
-    """Print, and return, the facts of the machine, `versions` and the load; a busy machine is said."""
-    load = load_average()
-    machine = dict(machine_facts()) | dict(versions) | ({} if load is None else {"load": f"{load:.1f}"})
+    """Print, and return, the facts of the machine, `versions` and the load; a machine busy at the start is said."""
+    machine = dict(machine_facts()) | dict(versions) | {"at the start": BEGAN, "at the end": load()}
     console = Console(width=160)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
-    if load is not None and load > usable_cores() + 1:  # this process wants all cores, and one more is its own
-        console.print("The machine was busy: more processes than cores. Times mean little, ratios somewhat more.")
+    if BUSY:
+        console.print(BUSY, highlight=False)
     return machine
 
 

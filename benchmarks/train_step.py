@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_floor import products_alone
 
 from sdst_runtime.data.dataset import make_sample
-from sdst_runtime.machine import load
 from sdst_train.config import ModelConfig, TrainConfig
 from sdst_train.loop.batches import Batch, collate
 from sdst_train.loop.distributed import join_team
@@ -78,7 +77,6 @@ def main(
         products, count = products_alone(lambda: learners["rdsa"].update(moved, 600))
         variants = {name: variant(learner) for name, learner in learners.items()}
         variants["products alone"] = lambda: (products(), done())
-        before = load()
         samples = interleave(variants, seconds=seconds)
     title = (
         f"train step, B {size.B} T {size.T} L {size.L} K {K}, {count} products of {flops / 1e9:.1f} GFLOP, "
@@ -86,10 +84,7 @@ def main(
     )
     versions = {"torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": str(team.device)}
     floor = float(np.median(samples["products alone"]))
-    report(
-        title, samples, items=size.B, floors_s={"rdsa": floor}, versions=versions | {"load before": before},
-        output=output,
-    )  # fmt: skip
+    report(title, samples, items=size.B, floors_s={"rdsa": floor}, versions=versions, output=output)
 
 
 def with_attention(config: TrainConfig, attention) -> TrainConfig:

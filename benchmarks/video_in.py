@@ -31,7 +31,6 @@ from timing import report
 
 from sdst_runtime import FeatureSpec
 from sdst_runtime.files import atomic_path
-from sdst_runtime.machine import load, load_warning
 from sdst_runtime.media.clips import ClipStream
 
 RATE = Fraction(30000, 1001)  # frames a second
@@ -103,9 +102,8 @@ def measure(
     if ffmpeg is not None:
         variants["ffmpeg -f null"] = lambda: ffmpeg_null(ffmpeg, path, threads)
     of = f"{decode_all(path, 0)} frames, {clips} clips"
-    title = f"{name}, {codec}, {of}; threads {threads or 'of all cores'}; {load()}"
+    title = f"{name}, {codec}, {of}; threads {threads or 'of all cores'}"
     versions = {} if ffmpeg is None else {"ffmpeg": ffmpeg_version(ffmpeg)}
-    versions["warning"] = load_warning() or "none"
     elapsed, computed = timed(variants, rounds)
     for what, samples in (("elapsed", elapsed), ("processor", computed)):
         output = None if out is None else out / f"{name}, threads {threads}, {what}.json"
