@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sdst_runtime.data.absent import with_absent
 from sdst_runtime.data.config import SplitName
 from sdst_runtime.data.dataset import Split, load_split
 from sdst_train.backbone.vision import Pool
@@ -39,6 +40,7 @@ def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False)
             prepare_data(config)
         run = team.tell(run)  # one name for all processes
         train_split, val_split = (load_with_progress(config, split, console) for split in ("train", "val"))
+        val_samples = with_absent(val_split.samples, config.data.negatives)
         repairs = [f"{name}: {line}" for name, split in (("train", train_split), ("val", val_split))
                    for line in split.repairs.lines()]  # fmt: skip
         for line in repairs:
@@ -47,7 +49,7 @@ def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False)
         try:
             with _Display(console) as display:
                 best = train(
-                    config, train_split.samples, val_split.samples, train_split.spec, run,
+                    config, train_split.samples, val_samples, train_split.spec, run,
                     team=team, resume=resume, repairs=repairs, on_step=display.show, say=display.say,
                 )  # fmt: skip
         except KeyboardInterrupt:

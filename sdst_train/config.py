@@ -48,6 +48,7 @@ class ModelConfig:
     reference_init: Literal["grid", "random"] = "grid"
     gate: Literal["sigmoid", "raw"] = "sigmoid"
     layer_order: Literal["forward", "reversed"] = "forward"
+    presence: bool = False  # whether a probability that the event is in the video is predicted; data.negatives sets it
     input_dropout: float = 0.5
     drop_path: float = 0.1
 
@@ -77,13 +78,14 @@ class LossConfig:
     iou: float = 2.0
     actionness: float = 4.0
     match_focal: float = 6.0
+    presence: float = 1.0  # of the probability that the event is there, where the model predicts one
     overlap: Literal["iou", "giou"] = "iou"
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
         """Raise InputError on a weight below 0 or a temperature that is not above it."""
         check_choices(self)
-        for name in ("highlight", "moment", "alignment", "focal", "l1", "iou", "actionness", "match_focal"):
+        for name in ("highlight", "moment", "alignment", "focal", "l1", "iou", "actionness", "match_focal", "presence"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"loss.{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 < self.temperature < float("inf"):

@@ -104,7 +104,8 @@ def _product_weights(tower: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _float_modules(model: SDST) -> list[nn.Module]:
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     sampling = [module for name, module in model.sparse.sample.named_children() if name in _SAMPLING]
-    return [*norms, *sampling, model.sparse.span[-1], model.classify, model.actionness.mlp[-1]]
+    scores = [model.classify, model.actionness.mlp[-1], *([] if model.presence is None else [model.presence.mlp[-1]])]
+    return [*norms, *sampling, model.sparse.span[-1], *scores]
 
 
 def _named(model: nn.Module, keep: Sequence[str]) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from onnxscript import ir
 
 from sdst_runtime.contracts import FP16, FP32, KIND_KEY, PRECISION_KEY, SPEC_KEY, STEPS_KEY, FeatureSpec
-from sdst_runtime.grounding.decode import HEAD_OUTPUTS
+from sdst_runtime.grounding.decode import HEAD_OUTPUTS, PRESENCE
 from sdst_runtime.sessions.base import PROJECTED, SENTENCE
 from sdst_train.backbone.towers import Backbone
 from sdst_train.loop.checkpoint import Checkpoint
@@ -92,22 +92,22 @@ def export_projection(lowered: Lowered) -> ir.Model:
 
 def export_head(lowered: Lowered) -> ir.Model:
     """ONNX of `SDST.ground_projected`: projected B T K F (half in fp16), video_mask B T bool, text B K L X float32,
-    text_mask B L bool -> spans B M 2, scores B M, saliency B T, float32.
+    text_mask B L bool -> spans B M 2, scores B M, saliency B T and, of a model that predicts it, presence B, float32.
 
     Raises ExportError unless the graph holds one sdst::RDSA node a step (none for the other kinds of attention).
     """
     config, spec = lowered.checkpoint.config.model, lowered.checkpoint.spec
     b = GraphBuilder()
-    found = ground(b, _blocks(b, lowered), lowered.model, spec.layers)
-    for name, tensor in zip(HEAD_OUTPUTS, found, strict=True):
+    names = (*HEAD_OUTPUTS, PRESENCE) if config.presence else HEAD_OUTPUTS
+    for name, tensor in zip(names, ground(b, _blocks(b, lowered), lowered.model, spec.layers), strict=True):
         b.name(tensor, name)
     inputs = {
         PROJECTED: (projected_type(lowered.model), _projected_shape(lowered)),
         "video_mask": (BOOL, ["B", "T"]),
         **_text_inputs(lowered),
     }
-    shapes = (["B", config.queries, 2], ["B", config.queries], ["B", "T"])
-    outputs = {name: (FLOAT, shape) for name, shape in zip(HEAD_OUTPUTS, shapes, strict=True)}
+    shapes = (["B", config.queries, 2], ["B", config.queries], ["B", "T"], ["B"])
+    outputs = {name: (FLOAT, shape) for name, shape in zip(names, shapes)}
     metadata = _trained(lowered, "head") | {STEPS_KEY: str(config.layers)}
     graph = write_graph(b, inputs, outputs, metadata, config.width if config.attention == "rdsa" else None)
     require_rdsa(graph.graph, config.layers if config.attention == "rdsa" else 0)

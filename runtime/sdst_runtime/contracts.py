@@ -238,6 +238,7 @@ class Grounding:
     saliency: np.ndarray  # T, float32, cosine in -1..1
     clip_s: float
     unknown_words: tuple[str, ...] = ()  # of the query, that the text model does not know: the answer ignores them
+    presence: float | None = None  # 0..1, that the event is in the video at all; None: the model does not say
 
     def __iter__(self) -> Iterator[Moment]:
         return iter(self.moments)
@@ -245,14 +246,16 @@ class Grounding:
     def __repr__(self) -> str:
         best = f"best {self.moments[0]!r}" if self.moments else "none"
         clips = f"{len(self.saliency)} clips of {self.clip_s:g} s"
-        return f"Grounding({self.query!r}: {len(self.moments)} moments, {best}; {clips})"
+        there = "" if self.presence is None else f", presence {self.presence:.3f}"
+        return f"Grounding({self.query!r}: {len(self.moments)} moments, {best}{there}; {clips})"
 
     def to_dict(self) -> dict[str, Any]:
-        """One of the `results` of `sdst ground --json`: query, unknown words, moments and saliency."""
+        """One of the `results` of `sdst ground --json`: query, unknown words, presence, moments and saliency."""
         moments = [dataclasses.asdict(moment) for moment in self.moments]
         return {
             "query": self.query,
             "unknown_words": list(self.unknown_words),
+            "presence": self.presence,
             "moments": moments,
             "saliency": [float(value) for value in self.saliency],
         }

@@ -98,7 +98,8 @@ def story(seed: int, split: str, index: int) -> tuple[Scene, FramePlan]:
 
 
 def annotate(seed: int, split: str, index: int) -> list[dict[str, Any]]:
-    """The annotation rows of one video: QVHighlights' fields and `held_out_combination`.
+    """The annotation rows of one video: QVHighlights' fields, `held_out_combination`, and what keeps a sentence from
+    being drawn as absent (data/absent.py): its `event`, and `video_events`, all that the video shows.
 
     Targets take turns, each time in other words. Windows are seconds, rounded to 0.01 and clamped to the encoded
     duration. Clips of 2 s are relevant when a window fills at least half of them; each has three scores, 0 to 4.
@@ -109,6 +110,7 @@ def annotate(seed: int, split: str, index: int) -> list[dict[str, Any]]:
     count = int(words.integers(fewest, most + 1))
     wordings = {event: sentences(event, words, -(-count // len(scene.targets))) for event in scene.targets}
     duration_s = round(plan.duration_s, 3)
+    shown = sorted({str(track.event) for track in scene.tracks})
     rows = []
     for number in range(count):
         turn, which = divmod(number, len(scene.targets))
@@ -125,6 +127,8 @@ def annotate(seed: int, split: str, index: int) -> list[dict[str, Any]]:
                 "relevant_clip_ids": clips,
                 "saliency_scores": [_scores(scene, event, clip, scores) for clip in clips],
                 "held_out_combination": is_held_out(event),
+                "event": str(event),
+                "video_events": shown,
             }
         )
     return rows

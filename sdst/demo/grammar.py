@@ -134,6 +134,9 @@ class Event:
         """(colour, shape, action)."""
         return self.colour, self.shape, self.action
 
+    def __str__(self) -> str:
+        return " ".join(self.key)
+
 
 def all_events() -> tuple[Event, ...]:
     """Every combination of attributes, in a fixed order."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sdst_runtime.data.absent import AbsentQueries
 from sdst_runtime.data.dataset import Sample, pad_inputs
 from sdst_runtime.errors import InputError, SdstError
 
@@ -23,6 +24,7 @@ from .distributed import Team
 from .losses import Targets
 
 POOL = 16  # batches that are sorted by length together, so that little is padding
+NEGATIVES = 1  # names the random stream that negatives are drawn from, apart from that of an epoch's plan
 COMPILED_MULTIPLES = (16, 8)  # of clips and tokens: a compiled model is compiled again for every new shape
 
 
@@ -89,14 +91,15 @@ def collate(
     B = len(samples)
     videos, texts = [s.video for s in samples], [s.text for s in samples]
     arrays = pad_inputs(videos, texts, layers, multiples=multiples, keep_half=True)
-    W = max(len(s.windows) for s in samples)
+    W = max(1, *(len(s.windows) for s in samples))
     windows, window_mask = np.zeros((B, W, 2), np.float32), np.zeros((B, W), bool)
     saliency, positive = np.zeros(arrays["video_mask"].shape, np.float32), np.zeros(B, np.int64)
     for i, (s, draw) in enumerate(zip(samples, draws, strict=True)):
         windows[i, : len(s.windows)], window_mask[i, : len(s.windows)] = s.windows, True
         saliency[i, : len(s.saliency)] = s.saliency
         relevant = np.flatnonzero(s.saliency > 0)
-        positive[i] = relevant[int(draw * len(relevant))]
+        if len(relevant):
+            positive[i] = relevant[int(draw * len(relevant))]
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     targets = Targets(
         torch.from_numpy(windows),
@@ -114,14 +117,19 @@ def needed_layers(model: ModelConfig) -> int:
 
 
 class RunBatches(Dataset[Any]):
-    """All batches of a run by step, from 0; in a team each process holds its part of them."""
+    """All batches of a run by step, from 0; in a team each process holds its part of them.
+
+    With `data.negatives` every epoch has besides all samples its own draw of queries without a moment.
+    """
 
     def __init__(self, samples: Sequence[Sample], config: TrainConfig, team: Team) -> None:
         self.samples, self.config, self.team = samples, config, team
-        self.lengths = np.array([len(s.video) for s in samples])
-        self.per_epoch = steps_per_epoch(len(samples), config.batch_size)
-        self._plan: tuple[int, EpochPlan] | None = None
-        least = len(samples) // self.per_epoch
+        self.absent = AbsentQueries(samples)
+        self.negatives = self.absent.count(config.data.negatives)
+        count = len(samples) + self.negatives
+        self.per_epoch = steps_per_epoch(count, config.batch_size)
+        self._epoch: tuple[int, Sequence[Sample], EpochPlan] | None = None
+        least = count // self.per_epoch
         if least < team.world:
             raise InputError(f"{least} samples a batch are too few for {team.world} processes: raise batch_size")
 
@@ -130,17 +138,25 @@ class RunBatches(Dataset[Any]):
 
     def __getitem__(self, step: int) -> Batch | SdstError:
         epoch, position = divmod(step, self.per_epoch)
-        if self._plan is None or self._plan[0] != epoch:
-            plan = plan_epoch(self.lengths, self.config.batch_size, self.config.seed, epoch)
-            self._plan = (epoch, plan)
-        plan = self._plan[1]
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, *self._planned(epoch))
+        _, samples, plan = self._epoch
         mine = plan.batches[position][self.team.rank :: self.team.world]
         multiples = COMPILED_MULTIPLES if self.config.compile else (1, 1)
         layers = needed_layers(self.config.model)
         try:
-            return collate([self.samples[i] for i in mine], plan.draws[mine].tolist(), layers, multiples)
+            return collate([samples[i] for i in mine], plan.draws[mine].tolist(), layers, multiples)
         except SdstError as error:  # raised by `load_batches`: the loader would wrap it in a worker's traceback
             return error
+
+    def _planned(self, epoch: int) -> tuple[Sequence[Sample], EpochPlan]:
+        """The samples of an epoch, drawn ones last, and its plan."""
+        samples, seed = self.samples, self.config.seed
+        if self.negatives:
+            drawn = self.absent.draw(self.negatives, np.random.default_rng((seed, epoch, NEGATIVES)))
+            samples = [*samples, *drawn]
+        lengths = np.array([len(s.video) for s in samples])
+        return samples, plan_epoch(lengths, self.config.batch_size, seed, epoch)
 
 
 def load_batches(batches: RunBatches, first_step: int) -> Iterator[Batch]:

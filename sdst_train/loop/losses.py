@@ -23,11 +23,16 @@ from .distributed import ALONE, Team
 class Targets:
     """What one batch should have answered."""
 
-    windows_BW2: Tensor  # (start, end), fractions of the valid length; rows of padding are zero
+    windows_BW2: Tensor  # (start, end), fractions of the valid length; rows of padding are zero, all where it is absent
     window_mask_BW: Tensor  # true where a window is
     saliency_BT: Tensor  # 0 outside relevant clips, larger is a stronger highlight
-    positive_clip_B: Tensor  # int64, one relevant clip drawn for each sample
+    positive_clip_B: Tensor  # int64, one relevant clip drawn for each sample; any where the event is absent
     video_mask_BT: Tensor
+
+    @property
+    def present_B(self) -> Tensor:
+        """Whether the event is in the video: it has a window."""
+        return self.window_mask_BW.any(1)
 
 
 def compute_losses(out: Outputs, targets: Targets, config: LossConfig, team: Team = ALONE) -> dict[str, Tensor]:
@@ -41,9 +46,19 @@ def compute_losses(out: Outputs, targets: Targets, config: LossConfig, team: Tea
     losses["actionness"] = mr * config.actionness * team.mean_over_batch(actionness_errors(out, targets))
     highlight_B = highlight_errors(out.saliency_BT.float(), targets, config.temperature)
     losses["highlight"] = config.highlight * team.mean_over_batch(highlight_B)
+    there = targets.present_B  # a sentence that is not true of a video is aligned with none of its clips
     losses["alignment"] = config.alignment * alignment_loss(
-        out.video_KBTF.float(), out.text_KBF.float(), targets.positive_clip_B, config.temperature, team
+        out.video_KBTF[:, there].float(),
+        out.text_KBF[:, there].float(),
+        targets.positive_clip_B[there],
+        config.temperature,
+        team,
     )
+    if out.presence_B is not None:
+        presence_B = functional.binary_cross_entropy_with_logits(
+            out.presence_B.float(), targets.present_B.float(), reduction="none"
+        )
+        losses["presence"] = config.presence * team.mean_over_batch(presence_B)
     losses["loss"] = torch.stack(list(losses.values())).sum()
     return losses
 
@@ -126,13 +141,22 @@ def highlight_errors(saliency_BT: Tensor, targets: Targets, temperature: float) 
     R2-Tuning keeps equally good clips as negatives. Where an event's clips share a score that makes them repel each
     other, and a small model then hardly learns: R1@0.5 17 against over 70 after the 80 steps of
     tests/train/loop/test_training_loop.py.
+
+    Where the event is absent the saliency of every clip is pushed down: the mean of
+    -log(1 - sigmoid(saliency / t)), the loss of QD-DETR's negative pairs.
     """
     positive = targets.positive_clip_B[:, None]
     level = targets.saliency_BT.gather(1, positive)
     counted = targets.video_mask_BT & (targets.saliency_BT < level)
     counted = counted.scatter(1, positive, True)
     logits = (saliency_BT / temperature).masked_fill(~counted, float("-inf"))
-    return functional.cross_entropy(logits, targets.positive_clip_B, reduction="none")
+    contrast_B = functional.cross_entropy(logits, targets.positive_clip_B, reduction="none")
+    there = targets.present_B
+    if there.all():
+        return contrast_B
+    valid = targets.video_mask_BT
+    down_B = functional.softplus(saliency_BT / temperature).masked_fill(~valid, 0).sum(1) / valid.sum(1)
+    return torch.where(there, contrast_B, down_B)
 
 
 def alignment_loss(
@@ -140,6 +164,8 @@ def alignment_loss(
 ) -> Tensor:
     """Symmetric InfoNCE of the positive clip with its sentence: across the batch a layer, across layers a sample."""
     K, B, _, F = video_KBTF.shape
+    if team.total(torch.tensor(B, device=text_KBF.device)) == 0:
+        return text_KBF.sum()  # of nothing: zero
     index = positive_clip_B[None, :, None, None].expand(K, B, 1, F)
     clip_BKF = functional.normalize(video_KBTF.gather(2, index).squeeze(2), dim=-1).transpose(0, 1)
     sentence_BKF = functional.normalize(text_KBF, dim=-1).transpose(0, 1)

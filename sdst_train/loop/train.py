@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from sdst_runtime.contracts import FeatureSpec
+from sdst_runtime.data.annotations import is_absent
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.errors import ContractError, InputError
@@ -105,8 +106,11 @@ def resolve(
     """The config with feature widths and precision filled in, after a look at whether the samples fit it."""
     if not train_samples or not val_samples:
         raise InputError("no samples: expected one annotated query at least, for training and for validation")
-    config = replace(config, model=replace(config.model, video_width=spec.video_width, text_width=spec.text_width))
-    model = config.model
+    absent = config.data.negatives > 0 or any(is_absent(sample.row) for sample in train_samples)
+    model = replace(
+        config.model, video_width=spec.video_width, text_width=spec.text_width, presence=config.model.presence or absent
+    )
+    config = replace(config, model=model)
     if model.layers > spec.layers and model.feature_mode == "intermediate":
         raise InputError(f"model.layers is {model.layers}, the features hold {spec.layers}: set at most {spec.layers}")
     crowded = max(train_samples, key=lambda s: len(s.windows))

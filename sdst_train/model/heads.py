@@ -45,6 +45,21 @@ class Actionness(nn.Module):
         return at_least_float32(self.mlp(rows).squeeze(-1)).sigmoid()
 
 
+class Presence(nn.Module):
+    """Whether the event of the sentence is in the video at all: an MLP of the largest value of each channel over the
+    moments. It is the project's own, not the paper's (docs/scores.md).
+
+    forward(hidden B M F) -> logit B, float32 at least.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = mlp(width, width, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return at_least_float32(self.mlp(hidden.amax(-2)).squeeze(-1))
+
+
 class TextPool(nn.Module):
     """Attention-weighted mean of the valid tokens. forward(text ... B L F, mask B L) -> ... B F."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from .heads import Actionness, TextPool, mlp, saliency
+from .heads import Actionness, Presence, TextPool, mlp, saliency
 from .layers import FeedForward, MultiHeadAttention, Residual, at_least_float32, projection, sine_position
 from .rdsa import RDSA, DeformableCrossAttention, LoweredRDSA, RdsaOp, clip_index, sample_linear
 
@@ -30,6 +30,7 @@ class Outputs:
     saliency_BT: Tensor  # cosine
     video_KBTF: Tensor  # projected video features of each step
     text_KBF: Tensor  # pooled projected text of each step
+    presence_B: Tensor | None = None  # logit of the event being in the video, of a model that predicts it
 
 
 class DenseStream(nn.Module):
@@ -149,6 +150,7 @@ class SDST(nn.Module):
         nn.init.constant_(self.classify.bias, -4.59511985)  # -log 99: one moment in a hundred at the start
         self.actionness = Actionness(width)
         self.text_pool = TextPool(width)
+        self.presence = Presence(width) if config.presence else None
 
     def forward(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Outputs:
         masks = Masks(video_mask, text_mask, _length(video_mask))
@@ -163,10 +165,13 @@ class SDST(nn.Module):
             saliency_BT=saliency(dense, text_KBF[-1]),
             video_KBTF=video_KBTF,
             text_KBF=text_KBF,
+            presence_B=None if self.presence is None else self.presence(hidden_KBMF[-1]),
         )
 
     def ground(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
-        """Moments B M 2 (start, end, fractions of the valid length), scores B M in 0..1, saliency B T in -1..1."""
+        """Moments B M 2 (start, end, fractions of the valid length), scores B M in 0..1, saliency B T in -1..1 and, of
+        a model that predicts it, the presence B in 0..1.
+        """
         return self.ground_projected(self.project(video, video_mask), video_mask, text, text_mask)
 
     def project(self, video: Tensor, video_mask: Tensor) -> Tensor:
@@ -190,7 +195,8 @@ class SDST(nn.Module):
         centre, width = span_KBM2[-1].unbind(-1)
         moments = torch.stack((centre - width / 2, centre + width / 2), dim=-1).clamp(0, 1)
         score = at_least_float32(self.classify(hidden_KBMF[-1]).squeeze(-1)).sigmoid() * actionness
-        return moments, score, curve.masked_fill(~video_mask, -1)
+        found = moments, score, curve.masked_fill(~video_mask, -1)
+        return found if self.presence is None else (*found, self.presence(hidden_KBMF[-1]).sigmoid())
 
     def lower(self, op: RdsaOp | None = None) -> SDST:
         """Replace RDSA by its lowered form, in place; `op` computes sdst::RDSA (default: the gather form)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdst_runtime.errors import DeviceError, InputError, SessionError
-from sdst_runtime.grounding.decode import HEAD_OUTPUTS
+from sdst_runtime.grounding.decode import HEAD_OUTPUTS, PRESENCE
 from sdst_runtime.sessions.base import PROJECTED, ProcessSession, TensorInfo, require_inputs
 
 from .cuda_graph import GraphCache
@@ -99,6 +99,8 @@ def _signature(model: SDST, part: Part) -> tuple[Callable[..., tuple[Tensor, ...
     }
     shapes = (("B", config.queries, 2), ("B", config.queries), ("B", "T"))
     moments = {name: TensorInfo(real, shape) for name, shape in zip(HEAD_OUTPUTS, shapes, strict=True)}
+    if config.presence:
+        moments[PRESENCE] = TensorInfo(real, ("B",))
     if part == "ground":
         return lambda **x: _float32(model.ground(**x)), {**video, **text}, moments
     projected = {PROJECTED: TensorInfo(_type_of_projection(model), ("B", "T", config.layers, config.width))}

@@ -24,7 +24,15 @@ from sdst_runtime.data.dataset import Sample
 from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import copy_file, make_directory, remove, write_json
-from sdst_runtime.grounding.bundle import DATA_SUFFIX, EXPORT_REPORT, MANIFEST, TOKENIZER, Bundle, write_manifest
+from sdst_runtime.grounding.bundle import (
+    DATA_SUFFIX,
+    EXPORT_REPORT,
+    MANIFEST,
+    TOKENIZER,
+    Bundle,
+    copy_scores,
+    write_manifest,
+)
 from sdst_runtime.sessions.base import GROUNDING_MODELS
 from sdst_runtime.strict_json import nulls_for_nan
 
@@ -280,6 +288,7 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
         else:
             _copy_model(bundle.directory / file, out / file)
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
+    copy_scores(bundle, out)
     write_json(out / REPORT, nulls_for_nan(dataclasses.asdict(report)))
     remove(out / EXPORT_REPORT)  # it would account for other graphs
     remove(out / SENSITIVITY)  # int8.json has it

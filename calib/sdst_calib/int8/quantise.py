@@ -33,7 +33,7 @@ from .scales import quantise, scale_in, weight_scales
 DEFAULT_KEPT = (  # pattern of a layer's name, and why it stays
     (r"sparse\.sample\.(context|endpoints|offset|logit)", "says where RDSA looks"),
     (r"sparse\.span\.4", "last layer of the moments"),
-    (r"classify|actionness\.mlp\.4", "last layer of a score"),
+    (r"classify|actionness\.mlp\.4|presence\.mlp\.2", "last layer of a score"),
     (r"text_pool\.weight", "goes into a softmax"),
 )
 

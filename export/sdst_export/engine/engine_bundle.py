@@ -11,7 +11,7 @@ from rich.progress import Progress
 from sdst_runtime.distribution import own_version
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import copy_file, make_directory, remove
-from sdst_runtime.grounding.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
+from sdst_runtime.grounding.bundle import MANIFEST, TOKENIZER, Bundle, copy_scores, write_manifest
 from sdst_runtime.sessions.plugin_library import LIBRARIES, Brought, find_plugin_library
 from sdst_runtime.sessions.tensorrt.device import Device
 from sdst_runtime.sessions.tensorrt.sidecar import Sidecar, sidecar_path
@@ -50,6 +50,7 @@ def build_bundle(
         if device and brought and _needs_library(sidecar):
             beside.append(_copy_library(device, brought, out))
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
+    copy_scores(bundle, out)
     models = {name: f"{name}.plan" for name in bundle.models}
     return write_manifest(out, bundle.manifest.spec, models, own_version(), beside)
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from sdst_train.config import ModelConfig
-from sdst_train.model.heads import TextPool
+from sdst_train.model.heads import Presence, TextPool
 from sdst_train.model.layers import MultiHeadAttention
 from sdst_train.model.rdsa import DeformableCrossAttention, LoweredRDSA
 from sdst_train.model.sdst import SDST
@@ -40,9 +40,9 @@ def project(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> Tensor
     return _in_order(b, projected, config, 2)
 
 
-def ground(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments B M 2, scores B M and saliency B T, float32, of projected B T K F, video_mask B T, text B layers L X and
-    text_mask B L.
+def ground(b: GraphBuilder, blocks: Blocks, model: SDST, layers: int) -> tuple[Tensor, ...]:
+    """Moments B M 2, scores B M, saliency B T and, of a model that predicts it, presence B, float32, of projected
+    B T K F, video_mask B T, text B layers L X and text_mask B L.
     """
     return _Head(b, blocks, model, layers).outputs()
 
@@ -86,7 +86,7 @@ class _Head:
         self.text = b.name(text, "projected_text")
         self.position = self._position()
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+    def outputs(self) -> tuple[Tensor, ...]:
         dense = hidden = logit = None
         streams = _Dense(self), _Sparse(self)
         for step in range(self.config.layers):
@@ -114,7 +114,7 @@ class _Head:
 
     # ------------------------------------------------------------ after the last step
 
-    def _results(self, dense: Tensor, hidden: Tensor, logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _results(self, dense: Tensor, hidden: Tensor, logit: Tensor) -> tuple[Tensor, ...]:
         b, model = self.b, self.model
         span = b.op("Sigmoid", logit)
         centre, width = b.pick(span, [0], 2), b.pick(span, [1], 2)
@@ -123,7 +123,17 @@ class _Head:
         certainty = b.op("Sigmoid", b.float(self.blocks.linear(model.classify, hidden)))
         covered = self._actionness(dense, span)
         scores = b.op("Squeeze", b.op("Mul", certainty, covered), b.constant([2], INT64))
-        return spans, scores, self._saliency(dense)
+        found = spans, scores, self._saliency(dense)
+        return found if model.presence is None else (*found, self._presence(model.presence, hidden))
+
+    def _presence(self, module: Presence, hidden: Tensor) -> Tensor:
+        """B."""
+        b = self.b
+        with b.at(self.blocks.path(module)):
+            largest = b.op("ReduceMax", hidden, b.constant([1], INT64), keepdims=1)  # B 1 F
+        logit = self.blocks.sequence(module.mlp, largest)
+        with b.at(self.blocks.path(module)):
+            return b.op("Squeeze", b.op("Sigmoid", b.float(logit)), b.constant([1, 2], INT64))
 
     def _actionness(self, dense: Tensor, span: Tensor) -> Tensor:
         """B M 1."""

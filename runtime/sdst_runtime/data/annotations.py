@@ -1,7 +1,8 @@
 """Annotation files, each in the form its data set is released in, to rows in the QVHighlights form.
 
 A row holds qid, query, vid, duration (seconds), relevant_windows ([[start, end], ...], seconds) and, where clips were
-scored, relevant_clip_ids and saliency_scores (a list of the annotators' scores a clip). docs/data.md shows the forms.
+scored, relevant_clip_ids and saliency_scores (a list of the annotators' scores a clip). A query about what the video
+does not show has no window and says `"absent": true`. docs/data.md shows the forms.
 """
 
 from __future__ import annotations
@@ -121,6 +122,11 @@ def check_annotation(row: Row, source: str | Path) -> None:
         raise InputError(f"{source}, {fault}")
 
 
+def is_absent(row: Row) -> bool:
+    """Whether a row says that its event is not in the video."""
+    return bool(row.get("absent"))
+
+
 def clips_of(duration_s: float, clip_s: float) -> int:
     """How many clips a duration has; the last may be cut short, by more than rounding."""
     return max(1, math.ceil(duration_s / clip_s - 1e-6))
@@ -142,6 +148,9 @@ class _Annotation:
     relevant_windows: list[tuple[float, float]] = field(default_factory=list)
     relevant_clip_ids: list[int] = field(default_factory=list)
     saliency_scores: list[list[float]] = field(default_factory=list)
+    absent: bool = False  # the event is not in the video
+    event: str = ""  # what the sentence is about: sentences of one event mean the same
+    video_events: list[str] = field(default_factory=list)  # all that the video shows
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,10 @@ def _fault(row: _Annotation, labelled: bool) -> str:
         return f"query is empty; {_MEND}"
     if row.duration <= 0:
         return f"duration is {row.duration}; {_MEND}"
-    if labelled and not row.relevant_windows:
-        return f"no relevant window; {_MEND}"
+    if row.absent and (row.relevant_windows or row.relevant_clip_ids):
+        return f"absent is true, and it has windows or clips; {_MEND}"
+    if labelled and not row.relevant_windows and not row.absent:
+        return f'no relevant window; {_MEND}, or say "absent": true of an event that the video does not show'
     ids, scores = len(row.relevant_clip_ids), len(row.saliency_scores)
     widths = set(map(len, row.saliency_scores))
     if ids != scores or len(widths) > 1 or 0 in widths:

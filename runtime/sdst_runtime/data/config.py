@@ -11,6 +11,7 @@ from ..errors import InputError
 
 SplitName = Literal["train", "val", "test"]
 Metrics = Literal["qvhighlights", "moments"]
+MOST_NEGATIVES = 0.9
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class DataConfig:
     durations: tuple[str, ...] = ()  # CSV files with columns id and length, where annotations hold no duration
     features: str = "features"
     clip_s: float = 2.0  # seconds a clip
+    negatives: float = 0.0  # share of the queries that are other videos' sentences and have no moment (data/absent.py)
     metrics: Metrics = "qvhighlights"  # moments: R1 at 0.3, 0.5, 0.7 and mIoU, as Charades-STA and TACoS report
 
     def __post_init__(self) -> None:
         if self.metrics not in get_args(Metrics):
             raise InputError(f"data.metrics: expected one of {', '.join(get_args(Metrics))}, got {self.metrics!r}")
         bounds.require("data.clip_s", self.clip_s, bounds.CLIP_S, "seconds")
+        if not 0 <= self.negatives <= MOST_NEGATIVES:
+            raise InputError(f"data.negatives: expected a share of 0 to {MOST_NEGATIVES}, got {self.negatives}")
 
     def annotations(self, split: SplitName) -> Path:
         """The file of a split. Raises InputError when the data set has none."""

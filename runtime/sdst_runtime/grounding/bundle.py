@@ -3,7 +3,8 @@
 Models of vision, text, projection, head and sentence, tokenizer.json, and bundle.json: the feature contract and the
 SHA-256 of every file. A model too large for one ONNX file has its weights beside it, in a file of its name and `.data`.
 The projection is the part of the head that no sentence changes: it runs once a video. The sentence model gives what
-orders the videos of a corpus; bundles of older versions lack it and do all else.
+orders the videos of a corpus; bundles of older versions lack it and do all else. scores.json is there once
+`sdst calibrate scores` has written it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import cast
 
 from ..contracts import SPEC_KEY, FeatureSpec
 from ..errors import ContractError, InputError, SdstError
-from ..files import sha256_file, write_json
+from ..files import copy_file, remove, sha256_file, write_json
 from ..sessions.base import (
     GROUNDER_MODELS,
     GROUNDING_MODELS,
@@ -31,6 +32,7 @@ from ..sessions.base import (
 from ..sessions.open import open_session
 from ..sessions.plugin_library import LIBRARIES, Brought, PluginDevice
 from ..strict_json import read_strict
+from .scores import SCORES, Scores, read_scores
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
@@ -98,6 +100,10 @@ class Bundle:
         """The bundle's own library of sdst::RDSA, if it lists one; it is loaded on the user's word alone."""
         return Brought(self.directory, self.manifest.files.get(LIBRARIES[device]))
 
+    def scores(self) -> Scores | None:
+        """How its scores become probabilities; None before  sdst calibrate scores.  Raises what `read_scores` does."""
+        return read_scores(self.directory / SCORES) if SCORES in self.manifest.files else None
+
     def session(self, model: str, threads: int | None = None, as_written: bool = False) -> Session:
         """Open a model, as `open_session` does. Raises ContractError when its contract is not the bundle's."""
         session = open_session(self.path(model), threads, as_written)
@@ -132,15 +138,24 @@ def write_manifest(
 ) -> Bundle:
     """Digest the files of a finished bundle and write bundle.json, last, so that a bundle without it is unfinished.
 
-    `beside` names files that the models need: sidecars of engines, a plugin's library.
+    `beside` names files that the models need: sidecars of engines, a plugin's library. The export report and the
+    calibration of the scores are listed where they are there.
     """
     weights = [name + DATA_SUFFIX for name in models.values() if (directory / (name + DATA_SUFFIX)).is_file()]
-    reports = [EXPORT_REPORT] if (directory / EXPORT_REPORT).is_file() else []
-    names = [*models.values(), *weights, *beside, TOKENIZER, *reports]
+    more = [name for name in (EXPORT_REPORT, SCORES) if (directory / name).is_file()]
+    names = [*models.values(), *weights, *beside, TOKENIZER, *more]
     files = {name: sha256_file(directory / name) for name in names}
     manifest = Manifest(FORMAT, version, spec, models, files)
     write_json(directory / MANIFEST, dataclasses.asdict(manifest))
     return Bundle(directory, manifest)
+
+
+def copy_scores(bundle: Bundle, out: Path) -> None:
+    """The calibration of a bundle's scores for another form of the same models; `out` has none where it has none."""
+    if SCORES in bundle.manifest.files:
+        copy_file(bundle.directory / SCORES, out / SCORES)
+    else:
+        remove(out / SCORES)
 
 
 def _require_listed(directory: Path, model: str, manifest: Manifest) -> None:

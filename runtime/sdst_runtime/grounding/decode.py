@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Sample
 
 HEAD_OUTPUTS = ("spans", "scores", "saliency")
+PRESENCE = "presence"  # one more output, of heads that were trained with absent queries
 
 
 def decode(
@@ -23,10 +24,11 @@ def decode(
 ) -> list[Grounding]:  # fmt: skip
     """One Grounding a row of the head's outputs. Raises SessionError naming `model` and the output with a NaN in it.
 
-    outputs: spans B M 2 (start, end, fractions of the valid clips), scores B M, saliency B T. Moments are clamped to
-    the video and sorted by descending score; saliency is cut to the valid clips.
+    outputs: spans B M 2 (start, end, fractions of the valid clips), scores B M, saliency B T, perhaps presence B.
+    Moments are clamped to the video and sorted by descending score; saliency is cut to the valid clips.
     """
-    for name in HEAD_OUTPUTS[:2]:
+    presence = outputs.get(PRESENCE)
+    for name in (*HEAD_OUTPUTS[:2], *([] if presence is None else [PRESENCE])):
         require_finite(model, name, outputs[name])
     groundings = []
     for i, query in enumerate(queries):
@@ -36,7 +38,8 @@ def decode(
         moments = tuple(Moment(float(spans_s[m, 0]), float(spans_s[m, 1]), float(scores[m])) for m in order)
         saliency = outputs["saliency"][i, : clips[i]].astype(np.float32)
         require_finite(model, HEAD_OUTPUTS[2], saliency)
-        groundings.append(Grounding(query, moments, saliency, clip_s))
+        there = None if presence is None else float(presence[i])
+        groundings.append(Grounding(query, moments, saliency, clip_s, presence=there))
     return groundings
 
 
@@ -69,7 +72,7 @@ def predict(
     layers: int | None = None,
     on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Prediction rows (qid, query, vid, pred_relevant_windows, pred_saliency_scores) for all samples, by qid order.
+    """Prediction rows (`prediction_row`) for all samples, by qid order.
 
     `layers`: how many of the stored layers the head takes, the last ones; default all. `on_done` hears of
     (queries done, all queries) after each batch.
@@ -88,11 +91,13 @@ def predict(
 
 
 def prediction_row(row: Mapping[str, Any], grounding: Grounding) -> dict[str, Any]:
-    """One line of a QVHighlights submission."""
+    """One line of a QVHighlights submission; with pred_presence where the model gives it."""
+    presence = {} if grounding.presence is None else {"pred_presence": grounding.presence}
     return {
         "qid": row["qid"],
         "query": row["query"],
         "vid": row["vid"],
         "pred_relevant_windows": [[m.start_s, m.end_s, m.score] for m in grounding.moments],
         "pred_saliency_scores": grounding.saliency.tolist(),
+        **presence,
     }

@@ -8,11 +8,8 @@ width, F width of the head, B rows of a batch, L tokens, X text width.
 from __future__ import annotations
 
 import os
-import time
-from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -26,45 +23,16 @@ from ..media.memory import NAME, FrameStream
 from ..media.workers import Ending, Piece, Unusable, decode_pieces, pieces_of
 from ..sessions.base import PROJECTED, ClosedAtEnd, GroundingModel, Session, limit_of
 from .bundle import TOKENIZER, Bundle
-from .decode import decode, require_finite
+from .decode import PRESENCE, decode, require_finite
 from .inputs import Askable, OnProgress, Source, copied, counted, refusal, require_queries
 from .kept import KeptVideos
+from .timings import Clock, Timings
 from .tokenizer import Tokenizer
 from .windows import SMALLEST, merge, require_window, split
 
 MOST_CLIPS = 1200  # of a window, where the head's file does not say how many it takes (`sdst.max_clips`)
 MOST_ROWS = 32  # of a batch, where the head's file does not say how many it takes (`sdst.max_batch`)
-MOST_SAMPLES = 10_000  # of each stage that timings keep
 CLIP_PAIRS = 3_000_000  # of a batch: the head's memory is that of its attention between clips, B n n
-
-
-class Clock:
-    """Seconds of the stages of one call."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add a block's time to the stage `name`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-
-class Timings:
-    """Seconds of each stage, a sample a call; of a service that runs for long the last MOST_SAMPLES."""
-
-    def __init__(self) -> None:
-        self.samples: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_SAMPLES))
-
-    @contextmanager
-    def call(self) -> Iterator[Clock]:
-        """A clock whose stages become one sample each when the block ends well."""
-        clock = Clock()
-        yield clock
-        for name, seconds in clock.seconds.items():
-            self.samples[name].append(seconds)
 
 
 class Grounder(ClosedAtEnd):
@@ -77,7 +45,7 @@ class Grounder(ClosedAtEnd):
 
     def __init__(
         self, bundle: str | Path | Bundle, threads: int | None = None, *, window_clips: int | None = None,
-        cache: str | Path | None = None, vision: bool = True,
+        cache: str | Path | None = None, vision: bool = True, threshold: float | None = None,
     ) -> None:  # fmt: skip
         """See `load`, which does the same. Without `vision` the vision model, the largest, is not opened: it can be
         asked about videos that are encoded or projected already.
@@ -98,21 +66,25 @@ class Grounder(ClosedAtEnd):
         require_window(self.window_clips)
         self._projection_sha256 = bundle.manifest.files[bundle.manifest.models["projection"]]
         self.kept = None if cache is None else self._kept_in(Path(cache))
+        self.scores, self.threshold = bundle.scores(), threshold
+        if threshold is not None:
+            self._require_presence(threshold)
 
     @classmethod
     def load(
         cls, bundle: str | Path, threads: int | None = None, *, window_clips: int | None = None,
-        cache: str | Path | None = None,
+        cache: str | Path | None = None, threshold: float | None = None,
     ) -> Grounder:  # fmt: skip
         """Open a bundle; `threads` for each model, default all cores.
 
         A video of more than `window_clips` clips is grounded in windows of that many. Default: a video longer than all
         that the model was trained on, in windows of their median length; where a bundle does not tell these, a video of
         more clips than the head takes, in windows of as many. `cache`: a folder where encoded video files are kept; a
-        file of the same content is read from there. Raises InputError or ContractError when a file is missing, changed
+        file of the same content is read from there. With `threshold` an answer whose presence is lower has no moments:
+        nothing was found. Raises InputError or ContractError when a file is missing, changed
         or made under another contract, and DependencyError when a package is missing.
         """
-        return cls(bundle, threads, window_clips=window_clips, cache=cache)
+        return cls(bundle, threads, window_clips=window_clips, cache=cache, threshold=threshold)
 
     def encode(
         self, video: Source, timestamps_s: Sequence[float] | np.ndarray | None = None, *,
@@ -319,7 +291,23 @@ class Grounder(ClosedAtEnd):
             for row, answer in zip(batch, _decoded(outputs, batch, self.spec.clip_s, model)):
                 parts[row.question].append(answer)
         merged = (merge(question.video.windows, answers) for question, answers in zip(questions, parts))
-        return [replace(answer, unknown_words=self.tokenizer.unknown_words(answer.query)) for answer in merged]
+        return [self._finished(answer) for answer in merged]
+
+    def _finished(self, answer: Grounding) -> Grounding:
+        """With probabilities where the bundle has them, and without moments where nothing was found."""
+        answer = replace(answer, unknown_words=self.tokenizer.unknown_words(answer.query))
+        answer = answer if self.scores is None else self.scores.apply(answer)
+        absent = self.threshold is not None and answer.presence is not None and answer.presence < self.threshold
+        return replace(answer, moments=()) if absent else answer
+
+    def _require_presence(self, threshold: float) -> None:
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold: expected a probability of 0 to 1, got {threshold}")
+        if PRESENCE not in self.grounding_model.outputs:
+            raise InputError(
+                f"threshold: {self.bundle.directory} does not say whether an event is there; train with "
+                "--data.negatives 0.33 and export again"
+            )
 
     def _run(
         self, name: str, model: Session, inputs: Mapping[str, np.ndarray], output: str, mask: np.ndarray | None = None

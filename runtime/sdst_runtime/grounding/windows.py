@@ -11,7 +11,8 @@ To the model a window is a whole video: it sees fractions of the window's length
   the mean of their scores, over any number of windows. A moment runs into a border when it comes closer than `TOUCH` of
   the overlap, or than one clip;
 - moments of one window are never merged with each other: that is left to postprocess.py, as for short videos;
-- saliency is the mean of the windows' curves, weighted by the distance from the border of the window.
+- saliency is the mean of the windows' curves, weighted by the distance from the border of the window;
+- presence is that of the window where it is largest: the event is in the video when it is in one of them.
 
 Scores are probabilities and saliency cosines, neither relative to other moments or clips of the window; hence those of
 different windows compare. Each moment is held against those of the windows that overlap its own, at most four: the cost
@@ -67,7 +68,9 @@ def merge(windows: Sequence[Window], answers: Sequence[Grounding]) -> Grounding:
     query, clip_s = answers[0].query, answers[0].clip_s
     views = [_View.of(window, answer) for window, answer in zip(windows, answers, strict=True)]
     moments = sorted(_Merge(views, clip_s).moments(), key=lambda moment: -moment.score)
-    return Grounding(query, tuple(moments), blend(windows, [answer.saliency for answer in answers]), clip_s)
+    saliency = blend(windows, [answer.saliency for answer in answers])
+    presence = [answer.presence for answer in answers if answer.presence is not None]
+    return Grounding(query, tuple(moments), saliency, clip_s, presence=max(presence, default=None))
 
 
 def blend(windows: Sequence[Window], curves: Sequence[np.ndarray]) -> np.ndarray:

@@ -72,7 +72,7 @@ def evaluate(
         for name, values in levels.items():
             brief |= {f"{name}-mAP": values["HL-mAP"], f"{name}-Hit1": values["HL-Hit1"]}
     result = {"brief": brief} | {key: full[key] for key in sorted(full)}
-    return _round(result) if rounded else result
+    return rounded_off(result) if rounded else result
 
 
 def moment_metrics(
@@ -92,14 +92,14 @@ def moment_metrics(
         raise InputError(f"ranks must be 1 or more, got {tuple(ranks)}")
     annotations = pair(predictions, ground_truth)
     predicted, annotated = predicted_windows(predictions, max(ranks)), annotated_windows(annotations)
-    first_N = _first_iou(predicted, annotated)
+    first_N = first_iou(predicted, annotated)
     best_NP = np.maximum.accumulate(_iou(predicted, annotated).max(axis=-1), axis=1)
     result: dict[str, float] = {}
     for rank in ranks:
         best_N = first_N if rank == 1 else np.maximum(first_N, best_NP[:, min(rank, best_NP.shape[1]) - 1])
         result |= {f"R{rank}@{threshold:g}": 100 * float(np.mean(best_N >= threshold)) for threshold in thresholds}
     result["mIoU"] = 100 * float(np.mean(first_N))
-    return _round(result) if rounded else result
+    return rounded_off(result) if rounded else result
 
 
 def top_clip_in_window(predictions: Sequence[Row], ground_truth: Sequence[Row], *, clip_s: float = 2.0) -> float:
@@ -120,16 +120,17 @@ def _by_length(predicted: Windows, annotated: Windows) -> dict[str, Any]:
     for name, limits_s in LENGTH_RANGES_S.items():
         kept = in_range(annotated, *limits_s)
         rows = np.flatnonzero(kept.there.any(axis=1))
-        result[name] = _retrieval(take(predicted, rows), take(kept, rows))
-    return result | {"full": _retrieval(predicted, annotated)}
+        result[name] = retrieval(take(predicted, rows), take(kept, rows))
+    return result | {"full": retrieval(predicted, annotated)}
 
 
-def _retrieval(predicted: Windows, annotated: Windows) -> dict[str, Any]:
+def retrieval(predicted: Windows, annotated: Windows) -> dict[str, Any]:
+    """MR-mAP and MR-R1 by IoU, percent; None without queries."""
     names = [str(threshold) for threshold in IOU_THRESHOLDS]
     if len(predicted.there) == 0:
         return {"MR-mAP": dict.fromkeys([*names, "average"]), "MR-R1": dict.fromkeys(names)}
     ap_H = _average_precision(predicted, annotated).mean(axis=0)
-    first_N = _first_iou(predicted, annotated)
+    first_N = first_iou(predicted, annotated)
     return {
         "MR-mAP": {name: 100 * float(ap) for name, ap in zip([*names, "average"], [*ap_H, ap_H.mean()])},
         "MR-R1": {name: 100 * float(np.mean(first_N >= iou)) for name, iou in zip(names, IOU_THRESHOLDS)},
@@ -146,7 +147,7 @@ def _iou(predicted: Windows, annotated: Windows) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=there)
 
 
-def _first_iou(predicted: Windows, annotated: Windows) -> np.ndarray:
+def first_iou(predicted: Windows, annotated: Windows) -> np.ndarray:
     """N: the first listed window against the annotated one it overlaps most, over their hull as the official does."""
     first = take(predicted, slice(None), 1)
     iou_NG = np.where(annotated.there, _iou(first, annotated)[:, 0], -1.0)
@@ -245,8 +246,8 @@ def _ranking_ap(relevant_NC: np.ndarray, group_end_NC: np.ndarray) -> np.ndarray
     return total_N / np.maximum(rises_NC.sum(axis=1), 1)
 
 
-def _round(values: Any) -> Any:
+def rounded_off(values: Any) -> Any:
     """Two decimals, formatted and read back as the official does."""
     if isinstance(values, dict):
-        return {key: _round(value) for key, value in values.items()}
-    return None if values is None else float(f"{values:.2f}")
+        return {key: rounded_off(value) for key, value in values.items()}
+    return values if values is None or isinstance(values, int) else float(f"{values:.2f}")

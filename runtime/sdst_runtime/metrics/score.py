@@ -8,22 +8,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.annotations import Row
+from ..data.annotations import Row, is_absent
 from ..data.config import DataConfig
 from ..data.dataset import Sample
-from .evaluator import evaluate, moment_metrics
+from .evaluator import MAX_WINDOWS, evaluate, first_iou, moment_metrics, retrieval, rounded_off
+from .presence import presence_metrics
+from .tables import annotated_windows, pair, predicted_windows, take
+
+COUNTS = {"1": (1, 1), "2": (2, 2), "3 or more": (3, None)}  # annotated windows of a query: least and most
 
 
 def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, rounded: bool = True) -> dict[str, Any]:
-    """All metrics of prediction rows, in percent.
+    """All metrics of prediction rows, in percent. Those of the field are of the queries that are present.
 
     `qvhighlights`: the official evaluator's result ("brief" and the rest); `moments`: {"brief": R1 at 0.3, 0.5, 0.7
-    and mIoU}. Raises InputError naming the qid that is wrong.
+    and mIoU}. Besides "by_windows", where queries differ in their number of windows, and "presence", where some are
+    absent (`presence_metrics`, of which AUROC is among the brief). Raises InputError naming the qid that is wrong.
     """
     truth = [sample.row for sample in samples]
+    found, asked = present(rows, truth)
     if data.metrics == "moments":
-        return {"brief": moment_metrics(rows, truth, rounded=rounded)}
-    return evaluate(rows, truth, clip_s=data.clip_s, rounded=rounded)
+        result: dict[str, Any] = {"brief": moment_metrics(found, asked, rounded=rounded)}
+    else:
+        result = evaluate(found, asked, clip_s=data.clip_s, rounded=rounded)
+    if groups := by_windows(found, asked):
+        result["by_windows"] = rounded_off(groups) if rounded else groups
+    if len(asked) < len(truth):
+        result["presence"] = absent_too(rows, truth)
+        result["brief"]["presence-AUROC"] = 100 * result["presence"]["AUROC"]
+    return result
+
+
+def present(rows: Sequence[Row], truth: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Predictions and annotations of the queries that are in their videos. Raises InputError as `pair` does."""
+    absent = {row["qid"] for row in truth if is_absent(row)}
+    if absent:
+        pair(rows, truth)
+    return [row for row in rows if row.get("qid") not in absent], [row for row in truth if row["qid"] not in absent]
+
+
+def absent_too(rows: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
+    """`presence_metrics` of predictions, some of them of absent queries."""
+    found, asked = present(rows, truth)
+    annotated = annotated_windows(pair(found, asked))
+    return presence_metrics(rows, truth, first_iou(predicted_windows(found, 1), annotated).tolist())
+
+
+def by_windows(rows: Sequence[Row], truth: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """mAP, R1@0.5 and R1@0.7 of the queries with so many annotated windows; empty when all have as many."""
+    annotated = annotated_windows(pair(rows, truth))
+    counts = annotated.there.sum(axis=1)
+    if len(set(counts.tolist())) < 2:
+        return {}
+    predicted, groups = predicted_windows(rows, MAX_WINDOWS), {}
+    for name, (least, most) in COUNTS.items():
+        chosen = (counts >= least) & (counts <= (most or counts.max()))
+        if not chosen.any():
+            continue
+        values = retrieval(take(predicted, chosen), take(annotated, chosen))
+        groups[name] = {
+            "queries": int(chosen.sum()),
+            "mAP": values["MR-mAP"]["average"],
+            "R1@0.5": values["MR-R1"]["0.5"],
+            "R1@0.7": values["MR-R1"]["0.7"],
+        }
+    return groups
 
 
 def metric_names(samples: Sequence[Sample], data: DataConfig) -> list[str]:
@@ -36,6 +85,7 @@ def metric_names(samples: Sequence[Sample], data: DataConfig) -> list[str]:
             "qid": sample.row["qid"],
             "pred_relevant_windows": [[start, end, 1.0] for start, end in sample.row["relevant_windows"]],
             "pred_saliency_scores": sample.saliency.tolist(),
+            "pred_presence": float(not is_absent(sample.row)),
         }
         for sample in samples
     ]

@@ -17,7 +17,8 @@ from sdst_runtime import Grounder, Grounding, VideoFeatures
 from sdst_runtime.data.dataset import pad_inputs
 from sdst_runtime.errors import ContractError, InputError, SessionError
 from sdst_runtime.grounding.decode import decode, prediction_row
-from sdst_runtime.grounding.grounder import Timings, batches
+from sdst_runtime.grounding.grounder import batches
+from sdst_runtime.grounding.timings import Timings
 from sdst_runtime.media.clips import read_clips
 from sdst_train.backbone.feature_run import extract_sentences, extract_videos
 from sdst_train.backbone.towers import load_backbone
