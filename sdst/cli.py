@@ -36,6 +36,7 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "triton": ("sdst.triton:triton", "triton", "turn a bundle into a model repository of NVIDIA's Triton server"),
     "calibrate ranges": ("sdst.calibrate:ranges", "export", "measure what the tensors of a bundle hold"),
     "calibrate audit": ("sdst.calibrate:audit", "export", "find what float16 breaks, and what should stay fp32"),
+    "calibrate scores": ("sdst.scores:scores", "export", "turn the scores of a run or bundle into probabilities"),
     "calibrate int8": ("sdst.quantise:int8", "export", "turn a bundle of ONNX files into one that computes in int8"),
     "parity": ("sdst.parity:parity", "export", "check that bundles say what their checkpoint says, where they do not"),
     "bench": ("sdst.bench:bench", "", "time bundles stage by stage, beside each other and beside torch"),

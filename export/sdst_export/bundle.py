@@ -36,7 +36,8 @@ def export_bundle(
     report, which is returned too) and, last, bundle.json into `out`.
 
     All models are in `precision` (half.py says what that means); of an fp16 bundle the modules that `keep` names, by
-    model, stay float32 (keep.py). `scores` is the file of the checkpoint's calibrated scores. Weights too large for an ONNX file go into a .data
+    model, stay float32 (keep.py). `scores` is the file of
+    the checkpoint's calibrated scores. Weights too large for an ONNX file go into a .data
     file beside it. An older bundle there is replaced once all exports have succeeded; while files change the directory
     has no bundle.json and is no bundle. Raises ContractError when the checkpoint was trained on features of another
     backbone, ExportError when a weight exceeds float16 and, before anything is exported, when `keep` names what is no

@@ -145,9 +145,22 @@ def write_manifest(
     more = [name for name in (EXPORT_REPORT, SCORES) if (directory / name).is_file()]
     names = [*models.values(), *weights, *beside, TOKENIZER, *more]
     files = {name: sha256_file(directory / name) for name in names}
-    manifest = Manifest(FORMAT, version, spec, models, files)
+    return _write(directory, Manifest(FORMAT, version, spec, models, files))
+
+
+def _write(directory: Path, manifest: Manifest) -> Bundle:
     write_json(directory / MANIFEST, dataclasses.asdict(manifest))
     return Bundle(directory, manifest)
+
+
+def add_scores(bundle: Bundle, scores: Scores) -> Bundle:
+    """The bundle with these scores, in place of its own. It is whole at any time, at first perhaps without scores."""
+    others = {name: digest for name, digest in bundle.manifest.files.items() if name != SCORES}
+    if SCORES in bundle.manifest.files:
+        _write(bundle.directory, dataclasses.replace(bundle.manifest, files=others))
+    write_json(bundle.directory / SCORES, dataclasses.asdict(scores))
+    files = others | {SCORES: sha256_file(bundle.directory / SCORES)}
+    return _write(bundle.directory, dataclasses.replace(bundle.manifest, files=files))
 
 
 def copy_scores(bundle: Bundle, out: Path) -> None:

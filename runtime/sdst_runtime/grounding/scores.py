@@ -53,6 +53,7 @@ class Scores:
     moment: MomentLine
     queries: int  # that it was fitted on
     absent: int  # of these
+    checkpoint_sha256: str = ""  # of the weights, where the file lies beside a run; a bundle's manifest has its files
 
     def __post_init__(self) -> None:
         """Raise ContractError on numbers that no fit gives."""

@@ -1,0 +1,1 @@
+"""Scores that mean a probability: fitted, judged on what they were not fitted on, and drawn."""
