@@ -46,7 +46,8 @@ class Ablation:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     over: str
-    """Factors, with commas between: fields with choices (attention, feature_mode, query_init, ...) and pooling."""
+    """Factors, with commas between: fields with choices (attention, feature_mode, query_init, ...), pooling, and
+    numbers with their values (layers=1:2:4)."""
     seeds: int = 3
     """Runs of each variant; the first has the config's seed, the others those that follow it."""
     out: Path | None = None

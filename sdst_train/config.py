@@ -43,6 +43,8 @@ class ModelConfig:
     queries: int = 30  # M, moments predicted
     ffn_ratio: int = 4
     attention: Literal["rdsa", "deformable_ca", "full_ca"] = "rdsa"
+    rdsa_context: Literal["depthwise", "full"] = "depthwise"  # the convolution that RDSA's queries are built from
+    detach_references: bool = True  # whether a step learns nothing from what the next ones make of its moments
     feature_mode: Literal["intermediate", "last_repeat"] = "intermediate"
     query_init: Literal["learned", "pure"] = "learned"
     reference_init: Literal["grid", "random"] = "grid"

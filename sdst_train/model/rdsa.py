@@ -132,12 +132,15 @@ def rdsa(
 
 
 class RDSA(nn.Module):
-    """Factored form. forward(dense B T F, mask B T, reference B M 2, length B) -> B M F."""
+    """Factored form. forward(dense B T F, mask B T, reference B M 2, length B) -> B M F.
 
-    def __init__(self, width: int, heads: int, points: int) -> None:
+    The convolution is depth-wise, or over all channels with `full_context`.
+    """
+
+    def __init__(self, width: int, heads: int, points: int, full_context: bool = False) -> None:
         super().__init__()
         self.heads, self.points = heads, points
-        self.context = nn.Conv1d(width, width, 3, padding=1, groups=width)
+        self.context = nn.Conv1d(width, width, 3, padding=1, groups=1 if full_context else width)
         self.query = nn.Linear(3 * width, width)
         self.offset = nn.Linear(width, heads * points)
         self.logit = nn.Linear(width, heads * points)
@@ -209,7 +212,7 @@ class DeformableCrossAttention(nn.Module):
 
 
 def masked_context(conv: nn.Conv1d, dense_BTF: Tensor, mask_BT: Tensor) -> Tensor:
-    """Depth-wise convolution over time that sees zeros where the video ends, as at its start: B T F."""
+    """A convolution over time that sees zeros where the video ends, as at its start: B T F."""
     masked = dense_BTF.masked_fill(~mask_BT[..., None], 0)
     return conv(masked.transpose(1, 2)).transpose(1, 2)
 

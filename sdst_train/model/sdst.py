@@ -74,7 +74,7 @@ class SparseStream(nn.Module):
         self.self_attention = MultiHeadAttention(width, config.heads)
         self.sample: RDSA | LoweredRDSA | DeformableCrossAttention | MultiHeadAttention
         if config.attention == "rdsa":
-            self.sample = RDSA(width, config.heads, config.points)
+            self.sample = RDSA(width, config.heads, config.points, config.rdsa_context == "full")
         elif config.attention == "deformable_ca":
             self.sample = DeformableCrossAttention(width, config.heads, config.points)
         else:
@@ -214,7 +214,7 @@ class SDST(nn.Module):
             dense = self.dense(step, dense, video_KBTF[step], position, dense_text[step], masks)
             if hidden is None or reference_logit is None:
                 hidden, reference_logit = self.sparse.start(dense, masks)
-            else:
+            elif self.config.detach_references:
                 reference_logit = reference_logit.detach()
             hidden, reference_logit = self.sparse(hidden, reference_logit, dense, position, sparse_text[step], masks)
             hiddens.append(hidden)

@@ -88,7 +88,8 @@ def plan_runs(config: TrainConfig, over: Sequence[str], seeds: int, out: Path) -
 
 def describe_base(config: TrainConfig, over: Sequence[str]) -> str:
     """The values of the factors that the base has: "attention=rdsa, pooling=adaptive"."""
-    return ", ".join(f"{factor}={_value(config, factor)}" for factor in dict.fromkeys(over))
+    names = dict.fromkeys(factor.partition("=")[0] for factor in over)
+    return ", ".join(f"{name}={_value(config, name)}" for name in names)
 
 
 def read_result(run: Run) -> Result | None:
@@ -190,55 +191,85 @@ def statistic(values: Sequence[float]) -> Statistic:
 
 def _cells(config: TrainConfig, over: Sequence[str]) -> list[tuple[str, TrainConfig, Pool | None]]:
     """(name, config, pool) of the base, then of every other value of each factor."""
-    factors = _factors()
-    for name in over:
-        if name not in factors:
-            near = difflib.get_close_matches(name, factors, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"--over: expected some of {', '.join(factors)}, got {name!r}{hint}")
     base_pool = POOLS[0] if POOLING in over else None
     cells: list[tuple[str, TrainConfig, Pool | None]] = [(BASE, config, base_pool)]
-    for name in dict.fromkeys(over):
-        for value in factors[name][1]:
+    for name, values in dict(map(_asked, over)).items():
+        for value in values:
             if value != _value(config, name):
                 pool = value if name == POOLING else base_pool
                 cells.append((f"{name}={value}", _changed(config, name, value), pool))
     return cells
 
 
-def _factors() -> dict[str, tuple[str, tuple[Any, ...]]]:
-    """Every factor: the part of the config that holds it ("" for the config itself) and its values."""
-    factors: dict[str, tuple[str, tuple[Any, ...]]] = {}
+def _asked(factor: str) -> tuple[str, tuple[Any, ...]]:
+    """The name and the values of a factor as it was written: `attention`, or `layers=1:2:4` of a field without choices.
+
+    Raises InputError naming the nearest factor, or the value that the field cannot have.
+    """
+    name, _, written = factor.partition("=")
+    factors = _factors()
+    _, kind, choices = factors.get(name, ("", str, ()))
+    if name not in factors or not (written or choices):
+        known = [known for known, (_, _, values) in factors.items() if values]
+        near = difflib.get_close_matches(name, factors, 1)
+        hint = f"; did you mean {near[0]}?" if near and near[0] != name else ""
+        raise InputError(
+            f"--over: expected some of {', '.join(known)}, or NAME=VALUE:VALUE of a field that is a number, got "
+            f"{factor!r}{hint}"
+        )
+    if not written:
+        return name, choices
+    try:
+        return name, tuple(_read(kind, value) for value in written.split(":"))
+    except ValueError as error:
+        raise InputError(f"--over {factor}: {error}") from error
+
+
+def _read(kind: Any, text: str) -> Any:
+    if kind is bool:
+        if text not in ("True", "False"):
+            raise ValueError(f"expected True or False, got {text!r}")
+        return text == "True"
+    return kind(text)
+
+
+def _factors() -> dict[str, tuple[str, Any, tuple[Any, ...]]]:
+    """Every factor: the part of the config that holds it ("" for the config itself), its type, and its choices; none
+    for a number, whose values have to be said.
+    """
+    factors: dict[str, tuple[str, Any, tuple[Any, ...]]] = {}
     for part, owner in (("model", ModelConfig), ("loss", LossConfig), ("", TrainConfig)):
         hints = get_type_hints(owner)
-        factors |= {
-            field.name: (part, get_args(hints[field.name]))
-            for field in fields(owner)
-            if get_origin(hints[field.name]) is Literal
-        }
-    return {**factors, POOLING: ("data", POOLS)}
+        for field in fields(owner):
+            hint = hints[field.name]
+            if get_origin(hint) is Literal:
+                factors[field.name] = (part, str, get_args(hint))
+            elif hint in (int, float, bool):
+                factors[field.name] = (part, hint, ())
+    return {**factors, POOLING: ("data", str, POOLS)}
 
 
 def _value(config: TrainConfig, factor: str) -> Any:
     if factor == POOLING:
         return POOLS[0]
-    part, _ = _factors()[factor]
+    factor = factor.partition("=")[0]
+    part = _factors()[factor][0]
     return getattr(getattr(config, part) if part else config, factor)
 
 
 def _changed(config: TrainConfig, factor: str, value: Any) -> TrainConfig:
     if factor == POOLING:
         return replace(config, data=replace(config.data, features=f"{config.data.features}-{value}"))
-    part, _ = _factors()[factor]
+    part = _factors()[factor][0]
     change: dict[str, Any] = {factor: value}
     return replace(config, **({part: replace(getattr(config, part), **change)} if part else change))
 
 
 def _require_same(stored: TrainConfig, asked: TrainConfig, path: Path) -> None:
     """Raise ContractError unless they agree in all that a run does not fill in by itself."""
-    widths = {"video_width": stored.model.video_width, "text_width": stored.model.text_width}
+    filled = {name: getattr(stored.model, name) for name in ("video_width", "text_width", "presence")}
     precision = stored.precision if asked.precision == "auto" else asked.precision
-    wanted = replace(asked, model=replace(asked.model, **widths), precision=precision)
+    wanted = replace(asked, model=replace(asked.model, **filled), precision=precision)
     changed = difference(asdict(stored), asdict(wanted))
     if changed is not None:
         name, have, want = changed
