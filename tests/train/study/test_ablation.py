@@ -132,9 +132,31 @@ def test_a_seed_goes_through_all_cells_before_the_next():
     assert runs[3].directory == Path("out/query_init=pure/seed-6")
 
 
+def test_numbers_are_factors_with_their_values():
+    runs = plan_runs(TINY, ["layers=1:2", "detach_references=True:False", "offset_rate=0.1:1"], 1, Path("out"))
+    values = {
+        run.cell: (run.config.model.layers, run.config.model.detach_references, run.config.offset_rate) for run in runs
+    }
+    own = values.pop("base")
+    assert own == (TINY.model.layers, True, 0.1)
+    others = {f"layers={n}": (n, *own[1:]) for n in (1, 2) if n != own[0]}
+    assert values == {
+        **others,
+        "detach_references=False": (own[0], False, 0.1),
+        "offset_rate=1.0": (own[0], True, 1.0),
+    }
+    assert describe_base(TINY, ["layers=1:2", "attention"]) == f"layers={own[0]}, attention=rdsa"
+
+
+@pytest.mark.parametrize("factor", ["layers", "layers=two", "detach_references=yes", "data=1:2"])
+def test_a_number_without_values_or_with_others_is_refused(factor: str):
+    with pytest.raises(InputError, match="--over"):
+        plan_runs(TINY, [factor], 1, Path("out"))
+
+
 def test_an_unknown_factor_is_named_with_the_nearest():
     with pytest.raises(
-        InputError, match=r"expected some of attention, .*pooling, got 'atention'; did you mean attention\?"
+        InputError, match=r"expected some of attention, .*pooling, or NAME.*got 'atention'; did you mean attention\?"
     ):
         plan_runs(TINY, ["atention"], 1, Path("out"))
     with pytest.raises(InputError, match="seeds: expected at least 1, got 0"):
