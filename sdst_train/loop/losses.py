@@ -43,16 +43,13 @@ def compute_losses(out: Outputs, targets: Targets, config: LossConfig, team: Tea
     mr = config.moment
     moment = moment_losses(out.logit_KBM.float(), out.span_KBM2.float(), targets, config, team)
     losses = {name: mr * value for name, value in moment.items()}
-    losses["actionness"] = mr * config.actionness * team.mean_over_batch(actionness_errors(out, targets))
+    there = targets.present_B
+    count = team.total(there.sum()).clamp(min=1) / team.world
+    losses["actionness"] = mr * config.actionness * actionness_errors(out, targets)[there].sum() / count
     highlight_B = highlight_errors(out.saliency_BT.float(), targets, config.temperature)
     losses["highlight"] = config.highlight * team.mean_over_batch(highlight_B)
-    there = targets.present_B  # a sentence that is not true of a video is aligned with none of its clips
     losses["alignment"] = config.alignment * alignment_loss(
-        out.video_KBTF[:, there].float(),
-        out.text_KBF[:, there].float(),
-        targets.positive_clip_B[there],
-        config.temperature,
-        team,
+        out.video_KBTF.float(), out.text_KBF.float(), targets.positive_clip_B, config.temperature, team, there
     )
     if out.presence_B is not None:
         presence_B = functional.binary_cross_entropy_with_logits(
@@ -160,16 +157,26 @@ def highlight_errors(saliency_BT: Tensor, targets: Targets, temperature: float) 
 
 
 def alignment_loss(
-    video_KBTF: Tensor, text_KBF: Tensor, positive_clip_B: Tensor, temperature: float, team: Team = ALONE
+    video_KBTF: Tensor,
+    text_KBF: Tensor,
+    positive_clip_B: Tensor,
+    temperature: float,
+    team: Team = ALONE,
+    there_B: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE of the positive clip with its sentence: across the batch a layer, across layers a sample."""
+    """Symmetric InfoNCE of the positive clip with its sentence: across the batch a layer, across layers a sample.
+
+    Of the samples that are `there` (default: all): a sentence that is not true of a video has no positive clip.
+    """
     K, B, _, F = video_KBTF.shape
-    if team.total(torch.tensor(B, device=text_KBF.device)) == 0:
-        return text_KBF.sum()  # of nothing: zero
     index = positive_clip_B[None, :, None, None].expand(K, B, 1, F)
     clip_BKF = functional.normalize(video_KBTF.gather(2, index).squeeze(2), dim=-1).transpose(0, 1)
     sentence_BKF = functional.normalize(text_KBF, dim=-1).transpose(0, 1)
+    if there_B is not None:
+        clip_BKF, sentence_BKF = clip_BKF[there_B], sentence_BKF[there_B]
     clip_BKF, sentence_BKF = team.gather(clip_BKF), team.gather(sentence_BKF)
+    if not len(clip_BKF):
+        return clip_BKF.sum()  # of nothing: zero
     across_batch = torch.einsum("bkf,ckf->kbc", clip_BKF, sentence_BKF) / temperature
     across_layers = torch.einsum("bkf,blf->bkl", clip_BKF, sentence_BKF) / temperature
     return _symmetric(across_batch) + _symmetric(across_layers)
