@@ -21,12 +21,13 @@ RATES = {  # of a row of ScoreReport.thresholds
     "refused": ("absent queries refused", "#d9822b"),
     "R1@0.5 with absent": ("R1@0.5, false alarms count", "#7a3fa0"),
 }
-LEAST_DOT, MOST_DOT = 12.0, 190.0  # area, by the share of the queries in a bin
+LEAST_DOT, MOST_DOT = 8.0, 320.0  # area, by the share of all in a bin
+SOLID = 0.01  # share of all from which on a bin is joined to others: of fewer the height is chance
 
 
 def draw_scores(report: ScoreReport) -> bytes:
     """A PNG of three panels: presence, moments, thresholds."""
-    figure, panels = plt.subplots(1, 3, figsize=(13.2, 4.6), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(13.2, 5.0), layout="constrained")
     counts = f"{report.queries} queries, {report.absent} of them absent"
     _draw_reliability(panels[0], f"Presence: {counts}", report.presence)
     _draw_reliability(panels[1], "Moments: IoU of 0.5 or more", report.moments)
@@ -40,27 +41,30 @@ def draw_scores(report: ScoreReport) -> bytes:
 def _draw_reliability(panel: Axes, title: str, qualities: Mapping[str, Quality]) -> None:
     panel.plot((0, 1), (0, 1), color="#cccccc", linewidth=1, zorder=1)
     for name, quality in qualities.items():
-        shares, said, true = zip(*quality.bins, strict=True)
-        sizes = [LEAST_DOT + (MOST_DOT - LEAST_DOT) * share for share in shares]
-        label = f"{NAMES[name]}: ECE {quality.ece:.3f}"
-        panel.plot(said, true, color=COLOURS[name], linewidth=1.2, zorder=2)
-        panel.scatter(said, true, s=sizes, color=COLOURS[name], label=label, zorder=3)
-    panel.set(title=title, xlabel="probability that was said", ylabel="share that was true", xlim=(0, 1), ylim=(0, 1))
-    panel.legend(frameon=False, fontsize=8, loc="upper left")
+        solid = [(said, true) for share, said, true in quality.bins if share >= SOLID]
+        panel.plot(*zip(*solid, strict=True), color=COLOURS[name], linewidth=1.2, zorder=2,
+                   label=f"{NAMES[name]}: ECE {quality.ece:.3f}")  # fmt: skip
+        for share, said, true in quality.bins:
+            size = LEAST_DOT + (MOST_DOT - LEAST_DOT) * share
+            panel.scatter(said, true, s=size, color=COLOURS[name], alpha=0.75, linewidths=0, zorder=3)
+    panel.set(title=title, xlabel="probability that was said; a dot's area is its share of all",
+              ylabel="share that was true", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))  # fmt: skip
     _plain(panel)
 
 
 def _draw_thresholds(panel: Axes, report: ScoreReport) -> None:
-    at = [row["threshold"] for row in report.thresholds]
+    at, lowest = [row["threshold"] for row in report.thresholds], 100.0
     for key, (name, colour) in RATES.items():
-        panel.plot(at, [row[key] for row in report.thresholds], color=colour, linewidth=1.5, label=name)
+        values = [row[key] for row in report.thresholds]
+        lowest = min(lowest, *values)
+        panel.plot(at, values, color=colour, linewidth=1.5, label=name)
     panel.set(title=f"Answering above a threshold: AUROC {report.auroc:.3f}", xlabel="threshold of the presence",
-              ylabel="percent", xlim=(0, 1), ylim=(0, 101))  # fmt: skip
-    panel.legend(frameon=False, fontsize=8, loc="lower center")
+              ylabel="percent", xlim=(0, 1), ylim=(max(0.0, lowest - 3), 101))  # fmt: skip
     _plain(panel)
 
 
 def _plain(panel: Axes) -> None:
     panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     panel.title.set_fontsize(10)
     panel.tick_params(labelsize=8)
