@@ -24,11 +24,11 @@ demo: $(STAMP)
 	$(BIN)/sdst demo --out demo-out
 
 # pyright runs beside the tests and is shown after them. Three workers on two cores: a fifth of their time they wait for
-# servers, browsers and other children. The longest files come first (tests/conftest.py).
+# servers, browsers and other children. The longest files come first (tests/conftest.py); what took longest is listed.
 test: style
 	mkdir -p build
 	$(BIN)/pyright > build/pyright.log 2>&1 & types=$$!; \
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25; tests=$$?; \
 	wait $$types; types=$$?; cat build/pyright.log; exit $$((tests ? tests : types))
 
 test-matrix: $(STAMP)

@@ -83,7 +83,7 @@ def main(
         variants |= {f"{folder.name}, first query": first, f"{folder.name}, next query": following}
     title = f"head, B {batch} T {clips} L {tokens}, {threads} threads"
     versions = {"torch": torch.__version__, "onnxruntime": import_onnxruntime().__version__}
-    samples = interleave(variants, seconds=seconds)
+    samples = interleave(variants, seconds=seconds, settled=True)
     floor_s = float(np.median(samples[PRODUCTS]))
     floors_s = {name: floor_s for name in samples if "next query" in name}
     report(title, samples, floors_s=floors_s, versions=versions, output=output)

@@ -61,7 +61,7 @@ def main(
         model, eager = open_head(folder, threads), TorchSession(trained.model)
         for batch, T in sizes:
             variants = variants_of(model, eager, folder, random_inputs(trained.spec, batch, T, tokens), threads)
-            measured[batch, T] = interleave(variants, seconds=seconds)
+            measured[batch, T] = interleave(variants, seconds=seconds, settled=True)
             print(row(batch, T, measured[batch, T]), flush=True)  # noqa: T201
     machine = say_machine({"torch": torch.__version__})
     out.mkdir(parents=True, exist_ok=True)

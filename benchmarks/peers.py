@@ -104,11 +104,11 @@ def main(
             inputs = {key: tensor.numpy() for key, tensor in peer.inputs.items()}
             exported.append(Row(name, peer.method, *_size(peer), _call(session, inputs)))
         warning, before = load_warning(), load()
-        rows = eager + rows + exported  # torch first: what spins after a run of ONNX Runtime disturbs one of them
+        rows = eager + rows + exported
         cpu: dict[str, list[float]] = {row.name: [] for row in rows}
         variants = {row.name: with_cpu_time(row.run, cpu[row.name]) for row in rows}
-        samples = interleave(variants, seconds=seconds)
-    cpu_s = {name: cpu[name][-len(samples[name]) :] for name in samples}  # less those of the warm-up
+        samples = interleave(variants, seconds=seconds, settled=True)
+    cpu_s = {name: cpu[name][-2 * len(samples[name]) :][1::2] for name in samples}  # of the calls that are timed
     facts = dict(machine_facts()) | {
         "torch": torch.__version__,
         "onnxruntime": import_onnxruntime().__version__,

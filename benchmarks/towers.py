@@ -57,7 +57,7 @@ def measure(
                 "model": lambda given=given: session.run(given),
                 "products": products_alone(bundle.path(model), given, threads),
             }
-            samples = interleave(variants, seconds=seconds)
+            samples = interleave(variants, seconds=seconds, settled=True)
             floor = {"model": float(np.median(samples["products"]))}
             versions = {"onnxruntime": import_onnxruntime().__version__}
             report(f"{model}, B {size}, {threads} threads", samples, items=size, floors_s=floor, versions=versions)

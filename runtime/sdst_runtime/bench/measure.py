@@ -91,43 +91,50 @@ class Benchmark:
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5
-) -> dict[str, list[float]]:
+    variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5,
+    settled: bool = False,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of every call, by variant, as `measure` has them; raises the error of the first variant that failed."""
-    samples, errors = measure(variants, seconds=seconds, warm_up_s=warm_up_s, least=least)
+    samples, errors = measure(variants, seconds=seconds, warm_up_s=warm_up_s, least=least, settled=settled)
     for error in errors.values():
         raise error
     return samples
 
 
 def measure(
-    variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5
-) -> tuple[dict[str, list[float]], dict[str, SdstError]]:
+    variants: Mapping[str, Callable[[], object]], *, seconds: float, warm_up_s: float = 2.0, least: int = 5,
+    settled: bool = False,
+) -> tuple[dict[str, list[float]], dict[str, SdstError]]:  # fmt: skip
     """Seconds of every call, by variant. Rounds go on for `seconds` and `least` rounds; no sample is dropped.
 
-    Every round runs each variant once, so that a slow moment of the machine hits all of them. A variant that raises an
-    SdstError has no samples but that error; the others go on. WARM_CALLS rounds and `warm_up_s` seconds come first.
+    Every round runs each variant once, so that a slow moment of the machine hits all of them; `settled` ones run once
+    more before they are timed, after which no thread of another variant spins on. A variant that raises an SdstError
+    has no samples but that error; the others go on. WARM_CALLS rounds and `warm_up_s` seconds come first.
     """
     running, errors = dict(variants), {}
     stop, rounds = time.perf_counter() + warm_up_s, 0
     while running and (rounds < WARM_CALLS or time.perf_counter() < stop):
-        _round(running, errors)
+        _round(running, errors, settled)
         rounds += 1
     samples: dict[str, list[float]] = {name: [] for name in running}
     stop, rounds = time.perf_counter() + seconds, 0
     while running and (rounds < least or time.perf_counter() < stop):
-        for name, took in _round(running, errors).items():
+        for name, took in _round(running, errors, settled).items():
             samples[name].append(took)
         rounds += 1
     return {name: samples[name] for name in running}, errors
 
 
-def _round(running: dict[str, Callable[[], object]], errors: dict[str, SdstError]) -> dict[str, float]:
+def _round(
+    running: dict[str, Callable[[], object]], errors: dict[str, SdstError], settled: bool
+) -> dict[str, float]:  # fmt: skip
     """Seconds of one call of each; a variant that fails goes from `running` to `errors`."""
     took = {}
     for name, run in list(running.items()):
-        start = time.perf_counter()
         try:
+            if settled:
+                run()
+            start = time.perf_counter()
             run()
         except SdstError as error:
             errors[name] = error
