@@ -128,7 +128,8 @@ def use(windows: str, queries: int, step: int | Literal["score"], count_M: np.nd
 def draw(runs: Mapping[str, Matches]) -> bytes:
     """A PNG: a row a run, a heat map for each number of windows, slots by steps and score, by their first centre."""
     tables = {name: tabulate(matches) for name, matches in runs.items()}
-    names = [group for group in (ALL, *COUNTS) if any(row.windows == group for table in tables.values() for row in table)]
+    named = {row.windows for table in tables.values() for row in table}
+    names = [group for group in (ALL, *COUNTS) if group in named]
     most = max(100 * max(row.counts) / sum(row.counts) for table in tables.values() for row in table)
     slots, steps = (max(m.matched_SKM.shape[axis] for m in runs.values()) for axis in (2, 1))
     size = 1.8 + len(names) * (0.6 + 0.5 * (steps + 1)), 0.6 + len(runs) * (1.1 + 0.17 * min(max(slots, 10), 60))
