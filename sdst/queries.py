@@ -64,15 +64,15 @@ def _table(run: Path, split: str, matches: Matches, rows: Sequence[Use]) -> Tabl
     left_out = f"; {matches.absent} absent queries have no window: left out" if matches.absent else ""
     table = Table(
         title=f"{run}, {split}",
-        caption=f"of {M} slots: used, those that win a window in the matching of the step; score: those whose moment "
+        caption=f"used: of {M} slots, those that win a window in the matching of the step; score: those whose moment "
         f"has the highest score{left_out}",
     )
     table.add_column("windows")
-    for name in ("queries", "step", "used", "entropy, bits", "of log2 M", "most used", "its share %"):
+    for name in ("queries", "step", "used", "bits", "of log2 M", "most used", "percent"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            row.windows, str(row.queries), str(row.step), f"{row.used} of {M}", f"{row.entropy_bits:.2f}",
+            row.windows, str(row.queries), str(row.step), str(row.used), f"{row.entropy_bits:.2f}",
             f"{row.entropy_share:.2f}", str(row.most_used), f"{row.most_share:.1f}", end_section=row.step == "score",
         )  # fmt: skip
     return table

@@ -146,7 +146,8 @@ def draw(runs: Mapping[str, Matches]) -> bytes:
         row[0].set_ylabel(f"{name}\nslot: centre of its reference", fontsize=9)
     assert image is not None  # there is a run at least
     bar = figure.colorbar(image, ax=panels, fraction=0.03)
-    bar.set_label("percent of the windows of a step; grey: never", fontsize=9)
+    bar.set_label("percent; grey: never", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

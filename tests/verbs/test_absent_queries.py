@@ -39,8 +39,8 @@ class World:
 
 
 def rows_of(rng: np.random.Generator, split: str) -> list[dict]:
-    """A third absent; of the others one has two windows and one has three."""
-    rows = [annotation(rng, qid, split) for qid in range(QUERIES)]
+    """A third absent; of the others one has two windows and one has three. No two sentences share a word."""
+    rows = [annotation(rng, qid, split) | {"query": f"{split}{qid} happens{qid}"} for qid in range(QUERIES)]
     for row in rows:
         if row["qid"] in ABSENT and split == "val":
             for name in ("relevant_windows", "relevant_clip_ids", "saliency_scores"):

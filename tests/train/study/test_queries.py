@@ -144,7 +144,10 @@ def test_the_command_draws_and_tells_of_data_that_were_moved(tmp_path, capsys):
     assert main(["inspect", "queries", str(run), "--root", str(tmp_path / "data")]) == 0
     printed = capsys.readouterr().out
     assert "1 absent queries have no window: left out" in " ".join(printed.split())
-    assert "4 of 5" in printed
+    assert "used: of 5 slots" in printed
+    found = [line.replace("│", " ").split() for line in printed.splitlines()]
+    assert ["all", "4", "1", "4", "1.95", "0.84", "1", "28.6"] in found
+    assert ["1", "2", "score", "1", "0.00", "0.00", "4", "100.0"] in found
     assert (run / "queries.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((run / "queries.json").read_text())
     assert written["split"] == "val"
