@@ -31,6 +31,7 @@ VERBS = {  # verb: (where its function is, the pip extra it needs, what it does)
     "submit": ("sdst.submit:submit", "", "write and check the QVHighlights submission of a model"),
     "ablate": ("sdst.ablate:ablate", "train", "train variants over several seeds and compare them"),
     "inspect offsets": ("sdst.offsets:offsets", "train", "draw where the sampling offsets of a run point"),
+    "inspect queries": ("sdst.queries:queries", "train", "count which of the decoder's queries a run uses"),
     "export": ("sdst.export:export", "export", "turn a checkpoint and its backbone into a bundle of ONNX files"),
     "build": ("sdst.build:build", "tensorrt", "turn a bundle of ONNX files into TensorRT engines"),
     "triton": ("sdst.triton:triton", "triton", "turn a bundle into a model repository of NVIDIA's Triton server"),

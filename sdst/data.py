@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdst_runtime.data.annotations import read_queries
+from sdst_runtime.data.annotations import is_absent, read_queries
 from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.data.dataset import Inspection, Spread, inspect_split, load_split
 from sdst_runtime.errors import InputError
@@ -96,7 +96,7 @@ def _unscorable(data: DataConfig, name: SplitName) -> list[str]:
     """What keeps the official metrics from a split that training would take, as an empty window."""
     samples = load_split(data, name, labelled=name != "test").samples
     try:
-        if all(sample.row.get("relevant_windows") for sample in samples):
+        if all(sample.row.get("relevant_windows") or is_absent(sample.row) for sample in samples):
             metric_names(samples, data)
     except InputError as error:
         return [str(error)]
@@ -107,6 +107,7 @@ def _overview(inspections: Mapping[str, Inspection]) -> Table:
     table = Table("", *inspections)
     for title, values in (
         ("queries", [str(i.queries) for i in inspections.values()]),
+        ("absent queries", [str(i.absent) for i in inspections.values()]),
         ("videos", [str(i.videos) for i in inspections.values()]),
         ("clips of a video", [_spread(i.clips) for i in inspections.values()]),
         ("tokens of a query", [_spread(i.tokens) for i in inspections.values()]),

@@ -15,6 +15,7 @@ from sdst_runtime.data.dataset import Sample, load_split
 from sdst_runtime.errors import InputError, require_package
 from sdst_runtime.grounding.bundle import MANIFEST, Bundle
 from sdst_runtime.grounding.decode import predict
+from sdst_runtime.grounding.scores import Scores
 from sdst_runtime.metrics.postprocess import Postprocess
 from sdst_runtime.sessions.base import Session
 from sdst_train.presets import PRESETS
@@ -32,6 +33,7 @@ class OpenedModel:
     session: Session
     spec: FeatureSpec
     data: DataConfig | None  # what it was trained on; a bundle does not say
+    scores: Scores | None = None  # how its scores become probabilities, of a bundle that was calibrated
 
 
 def open_model(path: Path, threads: int | None = None, as_written: bool = False) -> OpenedModel:
@@ -41,7 +43,7 @@ def open_model(path: Path, threads: int | None = None, as_written: bool = False)
     """
     if (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
-        return OpenedModel(bundle.grounding_model(threads, as_written), bundle.manifest.spec, None)
+        return OpenedModel(bundle.grounding_model(threads, as_written), bundle.manifest.spec, None, bundle.scores())
     if path.is_dir() and not (path / BEST).is_file():
         raise InputError(f"{path}: expected a bundle ({MANIFEST}) or a run ({BEST}) in it, found neither")
     return _open_checkpoint(path / BEST if path.is_dir() else path, threads)
@@ -67,10 +69,21 @@ def load_samples(model: OpenedModel, data: DataConfig, split: SplitName) -> list
 
 
 def predict_samples(model: OpenedModel, samples: list[Sample], split: str, postprocess: Postprocess) -> list[Row]:
-    """Postprocessed prediction rows, under a progress bar."""
+    """Postprocessed prediction rows, under a progress bar; their scores are probabilities where the model has some."""
     with counted(f"predicting {split}") as on_done:
         rows = predict(model.session, samples, model.spec.clip_s, layers=model.spec.layers, on_done=on_done)
+    if model.scores is not None:
+        rows = [calibrated(row, model.scores) for row in rows]
     return postprocess(rows, {sample.row["qid"]: sample.row["duration"] for sample in samples})
+
+
+def calibrated(row: Row, scores: Scores) -> Row:
+    """A prediction row with probabilities in place of the model's own scores, as `Scores.apply` makes them."""
+    presence = row.get("pred_presence")
+    if presence is None:
+        return row
+    windows = [[start, end, scores.moment(score, presence)] for start, end, score in row["pred_relevant_windows"]]
+    return row | {"pred_relevant_windows": windows, "pred_presence": scores.presence(presence)}
 
 
 def has_windows(samples: list[Sample]) -> bool:

@@ -11,14 +11,11 @@ import tyro
 from rich.table import Table
 
 from sdst_runtime.data.config import SplitName
-from sdst_runtime.data.dataset import load_split
-from sdst_runtime.errors import InputError
 from sdst_runtime.files import write_bytes, write_json
-from sdst_train.loop.checkpoint import load_checkpoint
 from sdst_train.study.offsets import Offsets, Spread, StepSpread, draw, record_offsets, tabulate
 
 from .consoles import make_console
-from .models import BEST
+from .inspected import label, open_run, picture_path, require_runs
 from .progress import counted
 
 
@@ -26,6 +23,7 @@ def offsets(
     runs: tyro.conf.Positional[tuple[Path, ...]],
     *,
     split: SplitName = "val",
+    root: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Draw where the sampling offsets of runs point, in half-widths of the moment: beyond 1 is outside it.
@@ -33,19 +31,18 @@ def offsets(
     Args:
         runs: Folders of runs with attention rdsa or deformable_ca.
         split: Which split of the data that each run was trained on.
+        root: Folder of the data set, instead of the one in each run's config.
         out: The picture, a PNG; the numbers go beside it as JSON. Default: offsets.png in the first run's folder.
     """
-    if not runs:
-        raise InputError("expected the folder of a run or more:  sdst inspect offsets RUN [RUN ...]")
-    runs = tuple(dict.fromkeys(runs))
-    picture = out or runs[0] / "offsets.png"
-    if picture.suffix.lower() != ".png":
-        raise InputError(f"--out: expected a name that ends in .png, got {picture}")
+    runs = require_runs(runs, "sdst inspect offsets")
+    picture = picture_path(out, runs[0] / "offsets.png")
     recorded: dict[str, Offsets] = {}
     summary: list[dict[str, Any]] = []
     for run in runs:
-        offset_run = _record(run, split)
-        recorded[_label(run, runs)] = offset_run
+        checkpoint, samples = open_run(run, split, root)
+        with counted(f"{run}: predicting {split}") as on_done:
+            offset_run = record_offsets(checkpoint, samples, on_done=on_done)
+        recorded[label(run, runs)] = offset_run
         table = tabulate(offset_run)
         make_console().print(_table(run, split, table))
         summary.append(_numbers(run, offset_run, table))
@@ -53,22 +50,6 @@ def offsets(
     numbers = picture.with_suffix(".json")
     write_json(numbers, {"split": split, "unit": "half-widths of the moment; outside in percent", "runs": summary})
     make_console().print(f"picture: {picture}, numbers: {numbers}", soft_wrap=True)
-
-
-def _record(run: Path, split: SplitName) -> Offsets:
-    checkpoint = load_checkpoint(run / BEST)
-    with counted(f"{run}: checking features") as on_done:
-        loaded = load_split(
-            checkpoint.config.data, split, needed=checkpoint.spec, labelled=split != "test", on_done=on_done
-        )
-    with counted(f"{run}: predicting {split}") as on_done:
-        return record_offsets(checkpoint, loaded.samples, on_done=on_done)
-
-
-def _label(run: Path, runs: Sequence[Path]) -> str:
-    """The run's name, with its parent's where another run has the same."""
-    unique = sum(other.resolve().name == run.resolve().name for other in runs) == 1
-    return run.resolve().name if unique else "/".join(run.resolve().parts[-2:])
 
 
 def _numbers(run: Path, offset_run: Offsets, table: Sequence[StepSpread]) -> dict[str, Any]:

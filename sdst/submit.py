@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from sdst_runtime.data.annotations import Row
+from sdst_runtime.data.annotations import Row, is_absent
 from sdst_runtime.data.config import DataConfig, SplitName
 from sdst_runtime.errors import InputError
 from sdst_runtime.metrics.postprocess import Postprocess
@@ -59,6 +59,12 @@ def _checked(
     """Valid rows of a split, and the metrics' "brief" block where it has windows."""
     samples = load_samples(opened, data, split)
     annotations = [sample.row for sample in samples]
+    absent = [row["qid"] for row in annotations if is_absent(row)]
+    if absent:
+        raise InputError(
+            f"{data.annotations(split)}: {len(absent)} absent queries, first qid {absent[0]}; a submission has "
+            'none: leave the rows with "absent": true out of the annotations'
+        )
     rows = complete_saliency(predict_samples(opened, samples, split, postprocess), annotations, data.clip_s)
     check_predictions(rows, annotations, data.clip_s, windows)
     return rows, score(rows, samples, data)["brief"] if has_windows(samples) else None

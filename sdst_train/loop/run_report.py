@@ -16,6 +16,7 @@ from typing import Any
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import read_jsonl, write_json
 from sdst_runtime.metrics.evaluator import LENGTH_RANGES_S
+from sdst_runtime.metrics.score import PRESENCE_AUROC
 from sdst_runtime.pages.charts import fixed
 from sdst_runtime.pages.report import Curve, MetricRow, Report, Table, write_report
 from sdst_runtime.strict_json import Misfit, dump_json, parse_value, read_json
@@ -25,6 +26,7 @@ from .published import BENCHMARKS
 
 HIGHLIGHTS = {"HD mAP": "HL-min-VeryGood-mAP", "HIT@1": "HL-min-VeryGood-Hit1"}  # shown name: evaluator's
 RETRIEVAL = {"R1@0.5": "MR-full-R1@0.5", "R1@0.7": "MR-full-R1@0.7", "mAP": "MR-full-mAP"}
+PRESENCE = {"presence AUROC": PRESENCE_AUROC}
 MOMENTS = {name: name for name in ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")}
 NOT_LOSSES = ("epoch", "step", "seconds", "lr")
 LINES_A_CHART = 4
@@ -50,6 +52,7 @@ def summarise(run: Path) -> dict[str, Any]:
     metrics = _read_metrics(run / "val_metrics.json") if (run / "val_metrics.json").is_file() else {}
     brief = metrics.get("brief") or (log[-1] if log else {})
     names = {**RETRIEVAL, **HIGHLIGHTS} if config["data"]["metrics"] == "qvhighlights" else MOMENTS
+    names = {**names, **PRESENCE}
     headline = _renamed(brief, names)
     return {
         "run": run.resolve().name,
@@ -61,6 +64,8 @@ def summarise(run: Path) -> dict[str, Any]:
         "curves": _curves(log, names),
         "published": _published(config["preset"], headline, facts["parameters"]),
         "by_length": _by_length(metrics),
+        "by_windows": _by_windows(metrics),
+        "presence": metrics.get("presence"),
         "config": _config(config),
     }
 
@@ -94,14 +99,16 @@ def _is_drawn(value: float) -> bool:
 
 def _curves(log: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """[{title, points: [[epoch, {series: value}], ...]}], without those that nothing was logged for."""
-    metrics = {name for row in log for name in row if name.startswith(("MR-", "HL-", "R1@")) or name == "mIoU"}
+    measured = ("MR-", "HL-", "R1@", "mIoU", PRESENCE_AUROC)
+    metrics = {name for row in log for name in row if name.startswith(measured)}
     losses = list(dict.fromkeys(n for row in log for n in row if n not in metrics and n not in NOT_LOSSES))
     parts = [name for name in losses if name != "loss"]
     chunks = [parts[start : start + LINES_A_CHART] for start in range(0, len(parts), LINES_A_CHART)]
     charts = {"Loss": {"loss": "loss"}}
     charts |= {f"Parts of the loss, {number}": {n: n for n in chunk} for number, chunk in enumerate(chunks, 1)}
-    charts["Validation, percent"] = {shown: name for shown, name in names.items() if shown not in HIGHLIGHTS}
-    charts["Validation of highlights, percent"] = {shown: name for shown, name in names.items() if shown in HIGHLIGHTS}
+    apart = {"Validation of highlights, percent": HIGHLIGHTS, "Validation of presence, percent": PRESENCE}
+    charts["Validation, percent"] = {n: names[n] for n in names if not any(n in chart for chart in apart.values())}
+    charts |= {title: {n: names[n] for n in names if n in chart} for title, chart in apart.items()}
     charts["Learning rate"] = {"rate": "lr"}
     curves = [
         {"title": title, "points": [[row["epoch"], _renamed(row, series)] for row in log]}
@@ -138,6 +145,13 @@ def _by_length(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         for name, (low, high) in LENGTH_RANGES_S.items()
         if name in metrics
     ]
+
+
+def _by_windows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """mAP and R1 of queries by their number of windows, where they differ in it."""
+    shown = ("queries", "mAP", "R1@0.5", "R1@0.7")
+    groups = metrics.get("by_windows", {})
+    return [{"windows": name, **{field: values[field] for field in shown}} for name, values in groups.items()]
 
 
 def _config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -230,6 +244,13 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected MR-mAP and MR-R1 of each length of windows; {_MEND}") from error
     if not all(_is_number(value) or value is None for value in shown):
         raise InputError(f"{path}: expected numbers under MR-mAP and MR-R1; {_MEND}")
+    try:
+        counted = [value for row in _by_windows(values) for name, value in row.items() if name != "windows"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected queries, mAP and R1 of each number of windows; {_MEND}") from error
+    presence = values.get("presence", {})
+    if not isinstance(presence, dict) or not all(map(_is_number, (*counted, *presence.values()))):
+        raise InputError(f"{path}: expected numbers under by_windows and presence; {_MEND}")
     return values
 
 
@@ -272,6 +293,8 @@ def _page(summary: dict[str, Any]) -> Report:
         tables=(
             *([_published_table(summary["published"])] if summary["published"] else []),
             _length_table(summary["by_length"]),
+            _windows_table(summary["by_windows"]),
+            *([_presence_table(summary["presence"])] if summary["presence"] else []),
             _field_table("Settings that differ from the defaults", summary["config"]["changed"]),
             _field_table("Settings left at their defaults", summary["config"]["default"], folded=True),
             _field_table("Machine and versions", {**summary["machine"], **summary["versions"]}),
@@ -307,6 +330,29 @@ def _length_table(rows: list[dict[str, Any]]) -> Table:
             for row in rows
         ),
         "Annotated windows of that length, and the queries that have some. Empty: there are none.",
+    )
+
+
+def _windows_table(rows: list[dict[str, Any]]) -> Table:
+    return Table(
+        "By number of windows",
+        ("windows", "queries", "mAP", "R1@0.5", "R1@0.7"),
+        tuple(
+            (row["windows"], str(row["queries"]), *(_number(row[name]) for name in ("mAP", "R1@0.5", "R1@0.7")))
+            for row in rows
+        ),
+        "Queries with so many annotated windows.",
+    )
+
+
+def _presence_table(presence: dict[str, Any]) -> Table:
+    counts = ("queries", "absent")
+    return Table(
+        "Whether the event is there",
+        ("presence", "value"),
+        tuple((name, str(value) if name in counts else _number(value, 3)) for name, value in presence.items()),
+        "Of present and absent queries; a query is answered when its presence is the threshold or more. AUROC, ECE and "
+        "threshold are 0 to 1, the others percent.",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdst_runtime.data.annotations import Row
+from sdst_runtime.data.annotations import Row, is_absent
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.metrics.score import score
@@ -51,11 +51,12 @@ class Metric:
 
 
 def metrics_by_query(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig) -> dict[str, np.ndarray]:
-    """Metric -> N values, whose mean is the metric of the split. Rows and samples go together, one by one.
+    """Metric -> N values of the present queries, whose mean is that of the split. Rows and samples go together.
 
     Raises InputError naming the qid that cannot be scored.
     """
-    briefs = [score([row], [sample], data, rounded=False)["brief"] for row, sample in zip(rows, samples, strict=True)]
+    asked = [(row, sample) for row, sample in zip(rows, samples, strict=True) if not is_absent(sample.row)]
+    briefs = [score([row], [sample], data, rounded=False)["brief"] for row, sample in asked]
     names = [name for name in _SHOWN[data.metrics] if all(brief.get(name) is not None for brief in briefs)]
     return {name: np.array([brief[name] for brief in briefs]) for name in names}
 

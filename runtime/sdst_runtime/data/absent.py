@@ -66,7 +66,7 @@ class AbsentQueries:
         row = self._present[sentence].row
         if row["vid"] == vid:
             return True
-        if "event" in row and self._shown[vid]:
+        if row.get("event") and self._shown[vid]:
             return row["event"] in self._shown[vid]
         words = self._words[sentence]
         return any(_alike(words, self._words[own]) for own in self._of_video[vid])

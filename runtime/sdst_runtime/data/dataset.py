@@ -14,7 +14,7 @@ import numpy as np
 from ..contracts import FeatureSpec
 from ..errors import ContractError, InputError, SdstError
 from ..media.clips import clip_count
-from .annotations import Row, check_annotation, clips_of, in_order, read_rows, row_faults
+from .annotations import Row, check_annotation, clips_of, in_order, is_absent, read_rows, row_faults
 from .config import DataConfig, SplitName
 from .lazy_arrays import StoredArray
 from .repairs import Count, Repairs, mend_windows, swapped
@@ -59,6 +59,7 @@ class Inspection:
     problems: list[str]  # all of them, a line each; a split with any is not loaded
     repairs: Repairs = field(default_factory=Repairs)
     queries: int = 0
+    absent: int = 0  # of these
     videos: int = 0
     clips: Spread = (0, 0, 0)
     tokens: Spread = (0, 0, 0)
@@ -111,6 +112,7 @@ def inspect_split(
         found.problems,
         found.repairs,
         queries=len(found.samples),
+        absent=sum(is_absent(sample.row) for sample in found.samples),
         videos=len({sample.row["vid"] for sample in found.samples}),
         clips=_spread([len(sample.video) for sample in found.samples]),
         tokens=_spread([sample.text.shape[1] for sample in found.samples]),

@@ -43,6 +43,7 @@ def test_check_says_that_all_is_well(data, capsys):
     for row in (
         ["train", "val"],
         ["queries", "2", "1"],
+        ["absent queries", "0", "0"],
         ["videos", "1", "1"],
         ["clips of a video", "10 to 10, median 10", "10 to 10, median 10"],
         ["tokens of a query", "4 to 5, median 4", "4 to 4, median 4"],
@@ -70,6 +71,21 @@ def test_check_prints_every_problem(data, capsys):
     assert lines[3].startswith(f"test: cannot read {data.root}/test.jsonl")
     with pytest.raises(InputError, match=r"^1 problem in the data"):
         check_data(dataclasses.replace(data, train="", val="gone.jsonl"))
+
+
+def test_absent_queries_are_counted(data, capsys):
+    """In val they keep nobody from scoring the others, and what cannot be scored is still found."""
+    absent = {name: value for name, value in make_row(absent=True).items() if name != "relevant_windows"}
+    annotate(data, make_row(qid=1), absent | {"qid": 2}, absent | {"qid": 3, "query": "two words"})
+    write_jsonl(Path(data.root) / "val.jsonl", [make_row(qid=9), absent | {"qid": 10}])
+    check_data(data)
+    cells = [re.findall(r"[\w:,]+(?: [\w:,]+)*", line) for line in capsys.readouterr().out.splitlines()]
+    for row in (["queries", "3", "2"], ["absent queries", "2", "1"], ["windows", "1", "1"]):
+        assert row in cells
+    write_jsonl(Path(data.root) / "val.jsonl", [make_row(qid=9, relevant_windows=[[4, 4]]), absent | {"qid": 10}])
+    with pytest.raises(InputError, match=r"^1 problem in the data"):
+        check_data(data)
+    assert "qid 9" in capsys.readouterr().out
 
 
 def test_a_test_split_may_be_released_without_windows(data, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -69,6 +70,13 @@ def test_moments_that_one_window_sees_stay_and_are_shifted():
     assert merged((A, [(5, 20, 0.9), (6, 21, 0.8)]), (B, [(110, 120, 0.95)])) == [
         (110, 120, 0.95), (5, 20, 0.9), (6, 21, 0.8),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("presences", "expected"), [((0.2, 0.7, 0.4), 0.7), ((None,) * 3, None)])
+def test_the_presence_is_the_largest_of_the_windows(presences, expected):
+    answers = [replace(answer(w, (w.start, w.stop, 0.5)), presence=p) for w, p in zip((A, B, C), presences)]
+    assert merge([A, B, C], answers).presence == expected
+    assert merge([A], answers[:1]).presence == presences[0]
 
 
 @pytest.mark.parametrize(("a_score", "b_score"), [(0.9, 0.8), (0.8, 0.9)])

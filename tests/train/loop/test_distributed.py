@@ -26,9 +26,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TRAIN = ["-m", "sdst", "train"]
 
 
-def test_two_processes_equal_one(tmp_path):
-    """No dropout, since processes draw their own; 11 samples in batches of 4, so that parts differ in size."""
+@pytest.mark.parametrize("negatives", [0.0, 0.5])
+def test_two_processes_equal_one(tmp_path, negatives):
+    """No dropout, since processes draw their own; 11 samples in batches of 4, so that parts differ in size.
+
+    With half of the queries absent a process has none present in some steps, which then has nothing to align.
+    """
     data = write_dataset(tmp_path / "data", make_samples(11), make_samples(5, seed=1))
+    data = dataclasses.replace(data, negatives=negatives)
     model = dataclasses.replace(TINY.model, input_dropout=0.0, drop_path=0.0)
     config = dataclasses.replace(TINY, epochs=3, model=model, data=data)
     file = str(write_config(tmp_path / "config.json", config))
@@ -36,7 +41,7 @@ def test_two_processes_equal_one(tmp_path):
     run([*TORCHRUN, *TRAIN, file, "--out", str(tmp_path / "two")])
 
     one, two = ([json.loads(line) for line in (tmp_path / name / "steps.jsonl").open()] for name in ("one", "two"))
-    assert [row["step"] for row in two] == list(range(1, 10))
+    assert [row["step"] for row in two] == list(range(1, 19 if negatives else 10))
     for a, b in zip(one, two, strict=True):
         for name in a:
             assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-7), (a["step"], name)

@@ -257,6 +257,57 @@ def test_a_team_shares_each_batch():
         assert {len(part) for part in parts} <= {1, 2}
 
 
+def drawn(batches: RunBatches, epoch: int) -> list[tuple[float, float]]:
+    """What tells the absent queries of an epoch apart, step by step: the sums of their videos and sentences."""
+    first = epoch * batches.per_epoch
+    whole = [batches[step] for step in range(first, first + batches.per_epoch)]
+    return [
+        (batch.inputs["video"][b].sum().item(), batch.inputs["text"][b].sum().item())
+        for batch in whole
+        for b in torch.nonzero(~batch.targets.present_B).flatten().tolist()
+    ]
+
+
+def test_an_epoch_with_negatives_visits_every_sample_and_its_own_draw():
+    samples = make_samples(10)
+    config = dataclasses.replace(TINY, epochs=3, data=dataclasses.replace(TINY.data, negatives=1 / 3))
+    batches = RunBatches(samples, config, Team())
+    assert (batches.negatives, batches.per_epoch, len(batches)) == (5, 4, 12)
+    videos = sorted(sample.video.sum().item() for sample in samples)
+    for epoch in range(3):
+        some = [batches[step] for step in range(4 * epoch, 4 * epoch + 4)]
+        there = [video.sum().item() for b in some for video in b.inputs["video"][b.targets.present_B]]
+        assert sorted(there) == pytest.approx(videos, rel=1e-3, abs=1e-3)
+        assert len(drawn(batches, epoch)) == 5
+    assert drawn(batches, 0) != drawn(batches, 1)
+
+
+def test_negatives_are_a_function_of_seed_and_epoch():
+    samples = make_samples(10)
+    data = dataclasses.replace(TINY.data, negatives=0.5)
+    config = dataclasses.replace(TINY, epochs=3, data=data)
+    batches, again = RunBatches(samples, config, Team()), RunBatches(samples, config, Team())
+    later = drawn(again, 2)  # without the epochs before
+    assert [drawn(batches, epoch) for epoch in range(3)][2] == later
+    assert drawn(RunBatches(samples, dataclasses.replace(config, seed=1), Team()), 2) != later
+    team = [RunBatches(samples, config, Team(rank, 2)) for rank in range(2)]
+    shared = np.array(sorted(drawn(team[0], 2) + drawn(team[1], 2)))
+    np.testing.assert_allclose(shared, sorted(later), rtol=1e-3, atol=1e-3)  # padded to other lengths
+    none = RunBatches(samples, dataclasses.replace(config, data=TINY.data), Team())
+    plain = plan_epoch(np.array([len(s.video) for s in samples]), config.batch_size, config.seed, 0)
+    assert none.negatives == 0
+    assert [len(none[step].inputs["video"]) for step in range(3)] == [len(batch) for batch in plain.batches]
+
+
+def test_absent_rows_of_the_data_are_counted_among_the_negatives():
+    samples = make_samples(10)
+    absent = sample_of(qid=99, vid="w", query="nothing of it", relevant_windows=[], absent=True)
+    data = dataclasses.replace(TINY.data, negatives=1 / 3)
+    batches = RunBatches([*samples, absent], dataclasses.replace(TINY, data=data), Team())
+    assert batches.negatives == 4
+    assert len(drawn(batches, 0)) == 5
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_feature_file_is_named(tmp_path, workers):
     """With the line that reading it raises, whichever process reads it."""

@@ -59,6 +59,11 @@ def make_outputs(seed: int = 0, batch: int = B) -> Outputs:
     )  # fmt: skip
 
 
+def tensors(out: Outputs) -> dict[str, torch.Tensor]:
+    """What a model gives, without the presence of one that predicts none."""
+    return {name: x for name, x in vars(out).items() if x is not None}
+
+
 def iou(a, b, generalised: bool = False) -> float:
     """Of two (start, end)."""
     inter = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
@@ -306,7 +311,7 @@ def test_a_batch_twice_costs_the_same():
     """Sums over moments are divided by the number of windows of the batch, the rest are means over samples."""
     out, targets = make_outputs(5), make_targets(5)
     twice_out = Outputs(
-        *(torch.cat((x, x), 0 if name.endswith(("_BM", "_BT")) else 1) for name, x in vars(out).items())
+        *(torch.cat((x, x), 0 if name.endswith(("_BM", "_BT")) else 1) for name, x in tensors(out).items())
     )
     twice_targets = Targets(*(torch.cat((x, x)) for x in vars(targets).values()))
     once, twice = compute_losses(out, targets, LossConfig()), compute_losses(twice_out, twice_targets, LossConfig())
@@ -317,8 +322,8 @@ def test_a_batch_twice_costs_the_same():
 
 def test_losses_of_half_outputs_are_computed_in_float32():
     out, targets = make_outputs(2), make_targets(2)
-    halves = Outputs(*(x.half() for x in vars(out).values()))
-    rounded = Outputs(*(x.float() for x in vars(halves).values()))
+    halves = Outputs(*(x.half() for x in tensors(out).values()))
+    rounded = Outputs(*(x.float() for x in tensors(halves).values()))
     for name, value in compute_losses(halves, targets, LossConfig()).items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(compute_losses(rounded, targets, LossConfig())[name].item(), rel=1e-6)
@@ -327,7 +332,7 @@ def test_losses_of_half_outputs_are_computed_in_float32():
 def test_gradients_reach_what_each_loss_is_about():
     """And nothing else: actionness must not move spans, matching must not leak a gradient."""
     out, targets = make_outputs(), make_targets()
-    leaves = {name: x.clone().requires_grad_() for name, x in vars(out).items()}
+    leaves = {name: x.clone().requires_grad_() for name, x in tensors(out).items()}
     losses = compute_losses(Outputs(**leaves), targets, LossConfig())
     about = {
         "focal": {"logit_KBM"}, "l1": {"span_KBM2"}, "overlap": {"span_KBM2"}, "actionness": {"actionness_BM"},
@@ -337,3 +342,114 @@ def test_gradients_reach_what_each_loss_is_about():
         gradients = torch.autograd.grad(losses[name], list(leaves.values()), retain_graph=True, allow_unused=True)
         touched = {leaf for leaf, g in zip(leaves, gradients, strict=True) if g is not None and g.any()}
         assert touched == moved, name
+
+
+# --- queries about what is not there ---------------------------------------------------------------------------------
+
+MIXED = (2, 0, 1)  # windows of three samples: the second is absent
+THERE = torch.tensor([True, False, True])
+
+
+def mixed(presence: bool = True) -> tuple[Outputs, Targets]:
+    """The absent sample has no relevant clip either, as data have it."""
+    out, targets = make_outputs(4, batch=3), make_targets(4, counts=MIXED)
+    out = dataclasses.replace(out, presence_B=torch.tensor([1.5, 0.4, -2.0]) if presence else None)
+    return out, dataclasses.replace(targets, saliency_BT=targets.saliency_BT * THERE[:, None])
+
+
+def rows(out: Outputs, targets: Targets, chosen: torch.Tensor) -> tuple[Outputs, Targets]:
+    """Some samples of a batch."""
+    some = {n: x[:, chosen] if "_K" in n else x[chosen] for n, x in tensors(out).items()}
+    return Outputs(**some), Targets(*(x[chosen] for x in vars(targets).values()))
+
+
+def test_an_absent_query_has_no_boundary_loss():
+    """Its moments are classed down and its spans are free; the sums are over the windows of the others."""
+    out, targets = mixed()
+    config = LossConfig()
+    assert targets.present_B.tolist() == THERE.tolist()
+    losses = moment_losses(out.logit_KBM, out.span_KBM2, targets, config)
+    others, its = rows(out, targets, THERE)
+    present = moment_losses(others.logit_KBM, others.span_KBM2, its, config)
+    for name in ("l1", "overlap"):
+        assert losses[name].item() == pytest.approx(present[name].item(), rel=1e-6), name
+    down = config.focal * sum(focal(x, 0) for x in out.logit_KBM[:, 1].flatten().tolist()) / 3
+    assert losses["focal"].item() == pytest.approx(present["focal"].item() + down, rel=1e-5)
+    moved = out.span_KBM2.clone()
+    moved[:, 1] = 0.5
+    again = moment_losses(out.logit_KBM, moved, targets, config)
+    assert all(torch.equal(again[name], losses[name]) for name in losses)
+
+
+def test_the_actionness_of_an_absent_query_is_zero():
+    out, targets = mixed()
+    errors = actionness_errors(out, targets)
+    assert errors[1].item() == pytest.approx(out.actionness_BM[1].mean().item(), rel=1e-6)
+    assert torch.equal(errors[THERE], actionness_errors(*rows(out, targets, THERE)))
+
+
+def test_the_saliency_of_an_absent_query_goes_down_everywhere():
+    out, targets = mixed()
+    errors = highlight_errors(out.saliency_BT, targets, 0.07)
+    valid = out.saliency_BT[1][targets.video_mask_BT[1]].double().numpy()
+    assert 0 < len(valid) < T  # some clips are padding
+    assert errors[1].item() == pytest.approx(np.log1p(np.exp(valid / 0.07)).mean(), rel=1e-5)
+    present, its = rows(out, targets, THERE)
+    assert torch.equal(errors[THERE], highlight_errors(present.saliency_BT, its, 0.07))
+    lower = out.saliency_BT.clone()
+    lower[1] = -1
+    assert highlight_errors(lower, targets, 0.07)[1].item() < 1e-5
+
+
+def test_an_absent_query_is_aligned_with_nothing():
+    out, targets = mixed()
+    present = compute_losses(*rows(out, targets, THERE), LossConfig())
+    assert torch.equal(compute_losses(out, targets, LossConfig())["alignment"], present["alignment"])
+
+
+def test_presence_is_a_cross_entropy():
+    out, targets = mixed()
+    p = 1 / (1 + np.exp(-np.array([1.5, 0.4, -2.0])))
+    expected = -np.mean(np.log([p[0], 1 - p[1], p[2]]))
+    for weight in (1.0, 2.5):
+        losses = compute_losses(out, targets, LossConfig(presence=weight))
+        assert losses["presence"].item() == pytest.approx(weight * expected, rel=1e-5)
+        others = sum(value.item() for name, value in losses.items() if name != "loss")
+        assert losses["loss"].item() == pytest.approx(others, rel=1e-6)
+    assert "presence" not in compute_losses(*mixed(presence=False), LossConfig())
+
+
+def test_gradients_of_an_absent_query():
+    """It teaches classes, actionness, saliency and presence, and neither spans nor the alignment."""
+    out, targets = mixed()
+    leaves = {name: x.clone().requires_grad_() for name, x in tensors(out).items()}
+    compute_losses(Outputs(**leaves), targets, LossConfig())["loss"].backward()
+    for name, leaf in leaves.items():
+        taught = leaf.grad[:, 1] if "_K" in name else leaf.grad[1]
+        assert torch.isfinite(leaf.grad).all(), name
+        assert bool(taught.any()) == (name in ("logit_KBM", "actionness_BM", "saliency_BT", "presence_B")), name
+
+
+def test_a_batch_of_absent_queries_alone():
+    out, targets = rows(*mixed(), ~THERE)
+    losses = compute_losses(out, targets, LossConfig())
+    for name in ("l1", "overlap", "alignment"):
+        assert losses[name].item() == 0, name
+    assert all(losses[name].item() > 0 for name in ("focal", "actionness", "highlight", "presence"))
+
+
+def test_present_queries_cost_what_they_cost_without_absent_ones():
+    """Bit by bit: the contrast of the highlights alone, and a presence adds its own term and nothing else."""
+    out, targets = make_outputs(3), make_targets(3)
+    positive = targets.positive_clip_B[:, None]
+    counted = targets.video_mask_BT & (targets.saliency_BT < targets.saliency_BT.gather(1, positive))
+    logits = (out.saliency_BT / 0.07).masked_fill(~counted.scatter(1, positive, True), float("-inf"))
+    contrast = torch.nn.functional.cross_entropy(logits, targets.positive_clip_B, reduction="none")
+    assert torch.equal(highlight_errors(out.saliency_BT, targets, 0.07), contrast)
+    whole = alignment_loss(out.video_KBTF, out.text_KBF, targets.positive_clip_B, 0.07)
+    losses = compute_losses(out, targets, LossConfig(alignment=1.0))
+    assert torch.equal(losses["alignment"], whole)
+    told = compute_losses(dataclasses.replace(out, presence_B=torch.zeros(B)), targets, LossConfig(alignment=1.0))
+    assert told.keys() - losses.keys() == {"presence"}
+    assert all(torch.equal(told[name], losses[name]) for name in losses if name != "loss")
+    assert told["presence"].item() == pytest.approx(np.log(2))

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_world import SPEC, TINY, make_samples, write_config, write_dataset
 
 from sdst.cli import main
+from sdst_runtime.data.absent import with_absent
 from sdst_runtime.errors import ContractError, InputError
 from sdst_train.config import TrainConfig
 from sdst_train.loop.checkpoint import load_checkpoint
@@ -31,16 +32,16 @@ class Stop(Exception):
     """Ends a run from within, as a kill does."""
 
 
-def run(directory: Path, config: TrainConfig = CONFIG, stop_at: int = 0, **options) -> None:
+def run(directory: Path, config: TrainConfig = CONFIG, stop_at: int = 0, val=SAMPLES, **options) -> None:
     def on_step(progress: Progress) -> None:
         if progress.step == stop_at:
             raise Stop
 
     if not stop_at:
-        train(config, SAMPLES, SAMPLES, SPEC, directory, on_step=on_step, **options)
+        train(config, SAMPLES, val, SPEC, directory, on_step=on_step, **options)
         return
     with pytest.raises(Stop):
-        train(config, SAMPLES, SAMPLES, SPEC, directory, on_step=on_step, **options)
+        train(config, SAMPLES, val, SPEC, directory, on_step=on_step, **options)
 
 
 def lines(directory: Path, name: str = "steps.jsonl") -> list[dict]:
@@ -85,6 +86,23 @@ def test_stopped_in_mixed_precision_without_averaging(tmp_path, precision):
     run(tmp_path / "run", config, stop_at=5)
     run(tmp_path / "run", config, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop_at", [4, 7])
+def test_stopped_with_absent_queries(tmp_path, stop_at):
+    """At the end of an epoch and within one: the rest of its draw and those of later epochs are what they would be."""
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, negatives=0.33))
+    val = with_absent(SAMPLES, 0.33)
+    run(tmp_path / "whole", config, val=val)
+    run(tmp_path / "run", config, stop_at=stop_at, val=val)
+    run(tmp_path / "run", config, resume=True, val=val)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert len(lines(tmp_path / "run")) == 12  # 15 samples an epoch
+    assert all(0 < row["presence"] < 2 for row in lines(tmp_path / "run"))
+    assert all(0 <= row["presence-AUROC"] <= 100 for row in lines(tmp_path / "run", "metrics.jsonl"))
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert best.config.model.presence
+    assert json.loads((tmp_path / "run" / "val_metrics.json").read_text())["presence"]["absent"] == 5
 
 
 def test_early_stop_counts_on(tmp_path, monkeypatch):

@@ -218,6 +218,52 @@ def test_by_length_of_the_window(tmp_path):
     ]
 
 
+WINDOWS = {
+    "1": {"queries": 9, "mAP": 61.25, "R1@0.5": 70.0, "R1@0.7": 50.0},
+    "3 or more": {"queries": 4, "mAP": 30.5, "R1@0.5": 75.0, "R1@0.7": 25.0},
+}
+PRESENCE = {"queries": 20, "absent": 7, "AUROC": 0.9625, "ECE": 0.0412, "threshold": 0.5, "precision": 92.5}
+
+
+def absent_run(place: Path) -> Path:
+    """A run on data with absent queries."""
+    run = make_run(place, qvhighlights(), {**BRIEF, "presence-AUROC": 96.25})
+    metrics = json.loads((run / "val_metrics.json").read_text())
+    write_json(run / "val_metrics.json", {**metrics, "by_windows": WINDOWS, "presence": PRESENCE})
+    return run
+
+
+def test_by_number_of_windows_and_presence(tmp_path):
+    numbers, page = report_of(absent_run(tmp_path))
+
+    assert page.tables["By number of windows"] == [
+        ["windows", "queries", "mAP", "R1@0.5", "R1@0.7"],
+        ["1", "9", "61.25", "70.00", "50.00"],
+        ["3 or more", "4", "30.50", "75.00", "25.00"],
+    ]
+    assert page.tables["Whether the event is there"] == [
+        ["presence", "value"], ["queries", "20"], ["absent", "7"], ["AUROC", "0.963"], ["ECE", "0.041"],
+        ["threshold", "0.500"], ["precision", "92.500"],
+    ]  # fmt: skip
+    assert (numbers["presence"], numbers["by_windows"][1]["queries"]) == (PRESENCE, 4)
+    assert numbers["headline"]["presence AUROC"] == 96.25
+    curves = {curve["title"]: curve["points"] for curve in numbers["curves"]}
+    assert curves["Validation of presence, percent"][0] == [1, {"presence AUROC": 87.25}]
+    assert "presence AUROC" not in curves["Validation, percent"][0][1]
+    assert not [title for title in curves if "presence-AUROC" in str(curves[title])]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"by_windows": {"1": {"queries": 3}}}, {"by_windows": [1]}, {"presence": 3}, {"presence": {"ECE": "x"}}]
+)
+def test_metrics_of_another_form_are_refused(tmp_path, changes):
+    run = absent_run(tmp_path)
+    metrics = json.loads((run / "val_metrics.json").read_text())
+    write_json(run / "val_metrics.json", {**metrics, **changes})
+    with pytest.raises(InputError, match=r"val_metrics\.json: expected .*give the folder of a run"):
+        write_run_report(run)
+
+
 def test_settings_that_differ_come_first(tmp_path):
     config = TrainConfig(epochs=EPOCHS, learning_rate=1e-4, model=ModelConfig(queries=10))
     numbers, page = report_of(make_run(tmp_path, config))
