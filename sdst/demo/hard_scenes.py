@@ -33,9 +33,9 @@ APART_S = 4.0  # between appearances of a sequence's events that are no sequence
 _FILLED, _EMPTIER = 0.85, 0.98  # share of the video that all events together take at most; a factor after each failure
 _LATEST_END_S = 0.2  # before the end of the scene: a frame plan may be a little shorter
 _IDLE_SHARE = 0.8
-_IDLE_S = (2.0, 8.0)
+_IDLE_S = (1.5, 6.0)
 _EASE_S = (0.6, 1.6)
-_STARTS = 40  # tried for one appearance before all are laid out anew
+_STARTS = 150  # tried for one appearance before all are laid out anew
 _SEQUENCE_SHARE = 0.35  # of what is absent; about that of what is asked for
 # where in its period an object that stands still is: in view, and not about to begin again before it has its full pace
 _IDLE_PHASES = {"grow": (0.0, 0.35), "shrink": (0.0, 0.35), "blink": (0.42, 0.54)}
@@ -129,7 +129,7 @@ def _draw_blocks(
 def _lay_out(
     rng: np.random.Generator, blocks: Sequence[Subject], pair: Subject, duration_s: float, filled: float
 ) -> tuple[Track, ...] | None:
-    """A place for each, the longest first; None when one finds none. `filled`: the share of the time that they may take."""
+    """A place for each, the longest first; None when one finds none. `filled` is the most of the time that all take."""
     lengths_s = _draw_lengths(rng, blocks, duration_s, filled * duration_s)
     tracks: list[Track] = []
     for length_s, i in sorted(zip(lengths_s, range(len(blocks)), strict=True), reverse=True):

@@ -120,6 +120,8 @@ def resolve(
             f"set model.queries to {len(crowded.windows)} or more"
         )
     known = metric_names(val_samples, config.data)
+    if not model.presence:
+        known = [name for name in known if not name.startswith("presence")]
     if config.select_by not in known:
         raise InputError(f"select_by: expected one of {', '.join(known)}, got {config.select_by!r}")
     return resolve_precision(config, team)

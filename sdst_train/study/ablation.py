@@ -236,9 +236,9 @@ def _changed(config: TrainConfig, factor: str, value: Any) -> TrainConfig:
 
 def _require_same(stored: TrainConfig, asked: TrainConfig, path: Path) -> None:
     """Raise ContractError unless they agree in all that a run does not fill in by itself."""
-    widths = {"video_width": stored.model.video_width, "text_width": stored.model.text_width}
+    filled = {name: getattr(stored.model, name) for name in ("video_width", "text_width", "presence")}
     precision = stored.precision if asked.precision == "auto" else asked.precision
-    wanted = replace(asked, model=replace(asked.model, **widths), precision=precision)
+    wanted = replace(asked, model=replace(asked.model, **filled), precision=precision)
     changed = difference(asdict(stored), asdict(wanted))
     if changed is not None:
         name, have, want = changed

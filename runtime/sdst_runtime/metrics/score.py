@@ -23,7 +23,7 @@ def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, r
 
     `qvhighlights`: the official evaluator's result ("brief" and the rest); `moments`: {"brief": R1 at 0.3, 0.5, 0.7
     and mIoU}. Besides "by_windows", where queries differ in their number of windows, and "presence", where some are
-    absent (`presence_metrics`, of which AUROC is among the brief). Raises InputError naming the qid that is wrong.
+    absent and predictions have a presence (`presence_metrics`, of which AUROC is among the brief). Raises InputError naming the qid that is wrong.
     """
     truth = [sample.row for sample in samples]
     found, asked = present(rows, truth)
@@ -33,7 +33,7 @@ def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, r
         result = evaluate(found, asked, clip_s=data.clip_s, rounded=rounded)
     if groups := by_windows(found, asked):
         result["by_windows"] = rounded_off(groups) if rounded else groups
-    if len(asked) < len(truth):
+    if len(asked) < len(truth) and any("pred_presence" in row for row in rows):
         result["presence"] = absent_too(rows, truth)
         result["brief"]["presence-AUROC"] = 100 * result["presence"]["AUROC"]
     return result
