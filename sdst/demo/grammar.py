@@ -151,12 +151,13 @@ class Event:
         return " ".join(self.key)
 
 
+SEQUEL = " > "  # between the names of two events, one directly after the other
 Subject = tuple[Event, ...]  # what a sentence is about: one event, or two, one directly after the other
 
 
 def subject_name(subject: Subject) -> str:
     """Its events by name: "red ring left", or "red ring left > blue box grow"."""
-    return " > ".join(map(str, subject))
+    return SEQUEL.join(map(str, subject))
 
 
 def all_events() -> tuple[Event, ...]:

@@ -23,8 +23,8 @@ SEED, TRAIN_VIDEOS, VAL_VIDEOS = 7, 300, 60
 def prepare_features(data: DataConfig, pool: Pool = "adaptive", world: World = "plain") -> None:
     """Render and encode what `data.root` lacks: about two minutes on 2 cores, nothing when all is there.
 
-    Data that `sdst demo` made with another seed or size stay as they are, and so does the hard world where the plain one
-    is asked for. Raises ContractError where the hard one is asked for and the plain one is there.
+    Data that `sdst demo` made with another seed or size stay as they are; so do those of the hard world where the plain
+    one is asked for, as by the preset demo. Raises ContractError for plain ones where the hard world is asked for.
     """
     root = Path(data.root)
     if not all(data.annotations(split).is_file() for split in SPLITS):

@@ -23,7 +23,8 @@ def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, r
 
     `qvhighlights`: the official evaluator's result ("brief" and the rest); `moments`: {"brief": R1 at 0.3, 0.5, 0.7
     and mIoU}. Besides "by_windows", where queries differ in their number of windows, and "presence", where some are
-    absent and predictions have a presence (`presence_metrics`, of which AUROC is among the brief). Raises InputError naming the qid that is wrong.
+    absent and predictions have one (`presence_metrics`, of which AUROC is among the brief). Raises InputError naming
+    the qid that is wrong.
     """
     truth = [sample.row for sample in samples]
     found, asked = present(rows, truth)
