@@ -30,7 +30,7 @@ from .scenes import (
 
 LEAST_S = 2.0  # of an event; the most is half the video
 APART_S = 4.0  # between appearances of a sequence's events that are no sequence: nobody would take them for one
-_FILLED, _EMPTIER = 0.85, 0.98  # share of the video that all events together take at most; a factor after each failure
+_FILLED = 0.85  # of the video, by all events together, at most; two at a time count twice
 _LATEST_END_S = 0.2  # before the end of the scene: a frame plan may be a little shorter
 _IDLE_SHARE = 0.8
 _IDLE_S = (1.5, 6.0)
@@ -39,7 +39,7 @@ _STARTS = 150  # tried for one appearance before all are laid out anew
 _SEQUENCE_SHARE = 0.35  # of what is absent; about that of what is asked for
 # where in its period an object that stands still is: in view, and not about to begin again before it has its full pace
 _IDLE_PHASES = {"grow": (0.0, 0.35), "shrink": (0.0, 0.35), "blink": (0.42, 0.54)}
-_MOVING_PHASES = (0.15, 0.6)
+_MOVING_PHASES = (0.25, 0.55)
 
 
 def make_hard_scene(rng: np.random.Generator, *, held_out_share: float = 0.0) -> Scene:
@@ -56,11 +56,7 @@ def make_hard_scene(rng: np.random.Generator, *, held_out_share: float = 0.0) ->
     ]
     targets = (*singles, pick(rng, pair))
     distractor = cast.draw(pick(rng, targets))
-    blocks = _draw_blocks(rng, pair, singles, distractor)
-    tracks, filled = None, _FILLED
-    while tracks is None:
-        tracks = _lay_out(rng, blocks, pair, duration_s, filled)
-        filled *= _EMPTIER
+    tracks = lay_out(rng, _draw_blocks(rng, pair, singles, distractor), pair, duration_s)
     distractors = (distractor,) if is_near(distractor, targets) else ()
     return Scene(duration_s, make_backdrop(rng), make_clutter(rng), tracks, targets, distractors, (pair,))
 
@@ -121,19 +117,28 @@ def _draw_blocks(
     """What comes in one piece, as often as it comes: both orders of the pair, three times at most together."""
     forward, backward = pick(rng, ((1, 1), (1, 1), (1, 1), (2, 1), (1, 2)))
     blocks: list[Subject] = [pair] * forward + [pair[::-1]] * backward
-    for event in singles:
-        blocks += [(event,)] * int(rng.choice((1, 2, 3, 4), p=(0.5, 0.25, 0.15, 0.1)))
+    for event, most in zip(singles, (4, 2), strict=False):
+        blocks += [(event,)] * min(most, int(rng.choice((1, 2, 3, 4), p=(0.45, 0.25, 0.15, 0.15))))
     return [*blocks, (distractor,)]
 
 
-def _lay_out(
-    rng: np.random.Generator, blocks: Sequence[Subject], pair: Subject, duration_s: float, filled: float
+def lay_out(rng: np.random.Generator, blocks: Sequence[Subject], pair: Subject, duration_s: float) -> tuple[Track, ...]:
+    """A place for each block, of one event or of two, one directly after the other; `pair`: of those that are two."""
+    tracks, patience = None, 1.0
+    while tracks is None:
+        tracks = _try_to_lay_out(rng, blocks, pair, duration_s, patience)
+        patience *= 0.98
+    return tracks
+
+
+def _try_to_lay_out(
+    rng: np.random.Generator, blocks: Sequence[Subject], pair: Subject, duration_s: float, patience: float
 ) -> tuple[Track, ...] | None:
-    """A place for each, the longest first; None when one finds none. `filled` is the most of the time that all take."""
-    lengths_s = _draw_lengths(rng, blocks, duration_s, filled * duration_s)
+    """The longest first; None when one finds no place. Events and standing still are shorter with less `patience`."""
+    lengths_s = _draw_lengths(rng, blocks, duration_s, patience * _FILLED * duration_s)
     tracks: list[Track] = []
     for length_s, i in sorted(zip(lengths_s, range(len(blocks)), strict=True), reverse=True):
-        idle_s = float(rng.uniform(*_IDLE_S)) if rng.random() < _IDLE_SHARE else 0.0
+        idle_s = patience * float(rng.uniform(*_IDLE_S)) if rng.random() < _IDLE_SHARE else 0.0
         for _ in range(_STARTS):
             start_s = float(rng.uniform(idle_s, duration_s - _LATEST_END_S - length_s))
             placed = _draw_tracks(rng, blocks[i], start_s, start_s + length_s, idle_s)
