@@ -31,7 +31,7 @@ from sdst_runtime.data.dataset import Sample
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.files import only_process, remove_leftovers, write_json
 from sdst_runtime.grounding.decode import predict
-from sdst_runtime.metrics.score import metric_names, score
+from sdst_runtime.metrics.score import PRESENCE_AUROC, metric_names, score
 from sdst_runtime.strict_json import dump_json, load_json, read_json
 
 from ..config import TrainConfig, difference
@@ -119,9 +119,7 @@ def resolve(
             f"qid {crowded.row['qid']} has {len(crowded.windows)} windows, the model predicts {model.queries} moments: "
             f"set model.queries to {len(crowded.windows)} or more"
         )
-    known = metric_names(val_samples, config.data)
-    if not model.presence:
-        known = [name for name in known if not name.startswith("presence")]
+    known = [n for n in metric_names(val_samples, config.data) if model.presence or n != PRESENCE_AUROC]
     if config.select_by not in known:
         raise InputError(f"select_by: expected one of {', '.join(known)}, got {config.select_by!r}")
     return resolve_precision(config, team)

@@ -11,10 +11,12 @@ from typing import Any
 from ..data.annotations import Row, is_absent
 from ..data.config import DataConfig
 from ..data.dataset import Sample
+from ..errors import InputError
 from .evaluator import MAX_WINDOWS, evaluate, first_iou, moment_metrics, retrieval, rounded_off
 from .presence import presence_metrics
 from .tables import annotated_windows, pair, predicted_windows, take
 
+PRESENCE_AUROC = "presence-AUROC"  # among the brief, percent
 COUNTS = {"1": (1, 1), "2": (2, 2), "3 or more": (3, None)}  # annotated windows of a query: least and most
 
 
@@ -23,7 +25,7 @@ def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, r
 
     `qvhighlights`: the official evaluator's result ("brief" and the rest); `moments`: {"brief": R1 at 0.3, 0.5, 0.7
     and mIoU}. Besides "by_windows", where queries differ in their number of windows, and "presence", where some are
-    absent and predictions have one (`presence_metrics`, of which AUROC is among the brief). Raises InputError naming
+    absent and the predictions tell (`presence_metrics`, of which AUROC is among the brief). Raises InputError naming
     the qid that is wrong.
     """
     truth = [sample.row for sample in samples]
@@ -34,18 +36,29 @@ def score(rows: Sequence[Row], samples: Sequence[Sample], data: DataConfig, *, r
         result = evaluate(found, asked, clip_s=data.clip_s, rounded=rounded)
     if groups := by_windows(found, asked):
         result["by_windows"] = rounded_off(groups) if rounded else groups
-    if len(asked) < len(truth) and any("pred_presence" in row for row in rows):
+    if len(asked) < len(truth) and says_presence(rows):
         result["presence"] = absent_too(rows, truth)
-        result["brief"]["presence-AUROC"] = 100 * result["presence"]["AUROC"]
+        result["brief"][PRESENCE_AUROC] = 100 * result["presence"]["AUROC"]
     return result
 
 
 def present(rows: Sequence[Row], truth: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Predictions and annotations of the queries that are in their videos. Raises InputError as `pair` does."""
+    """Predictions and annotations of the queries that are in their videos.
+
+    Raises InputError where some are not: as `pair` does, and when none is.
+    """
+    if not any(map(is_absent, truth)):
+        return list(rows), list(truth)
+    pair(rows, truth)
     absent = {row["qid"] for row in truth if is_absent(row)}
-    if absent:
-        pair(rows, truth)
-    return [row for row in rows if row.get("qid") not in absent], [row for row in truth if row["qid"] not in absent]
+    if len(absent) == len(truth):
+        raise InputError(f"annotations: all {len(truth)} queries are absent, no moment to score; give present ones too")
+    return [row for row in rows if row["qid"] not in absent], [row for row in truth if row["qid"] not in absent]
+
+
+def says_presence(rows: Sequence[Row]) -> bool:
+    """Whether the predictions say if the event is there, as those of a model trained with absent queries."""
+    return any("pred_presence" in row for row in rows)
 
 
 def absent_too(rows: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
@@ -84,7 +97,7 @@ def metric_names(samples: Sequence[Sample], data: DataConfig) -> list[str]:
     truth = [
         {
             "qid": sample.row["qid"],
-            "pred_relevant_windows": [[start, end, 1.0] for start, end in sample.row["relevant_windows"]],
+            "pred_relevant_windows": [[start, end, 1.0] for start, end in sample.row.get("relevant_windows", ())],
             "pred_saliency_scores": sample.saliency.tolist(),
             "pred_presence": float(not is_absent(sample.row)),
         }
