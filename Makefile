@@ -67,5 +67,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv build dist demo-out runtime/sdst_runtime/lib *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo-out demo-hard-out runtime/sdst_runtime/lib *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,6 +22,7 @@ from sdst_runtime.errors import InputError, InUseError
 from sdst_train.config import TrainConfig
 from sdst_train.loop.distributed import join_team
 from sdst_train.loop.train import Progress
+from sdst_train.presets import DEMO_WORLDS
 from sdst_train.study.ablation import Result, Run, describe_base, finish_run, plan_runs, read_result, require_features
 from sdst_train.study.ablation_report import (
     Comparison,
@@ -87,7 +88,7 @@ class _Work:
         """Train all runs that are neither finished nor in another process's hands."""
         open_runs = [run for run in self.runs if read_result(run) is None]
         self._say(f"{len(self.runs)} runs in {self.out}, {len(self.runs) - len(open_runs)} of them finished")
-        require_features([run for run in open_runs if run.config.preset != "demo"])
+        require_features([run for run in open_runs if run.config.preset not in DEMO_WORLDS])
         for number, run in enumerate(open_runs, 1):
             title = f"{run}, run {number} of {len(open_runs)}"
             try:

@@ -44,8 +44,8 @@ def train(arguments: list[str]) -> None:
     sdst train CONFIG [--out RUN] [--field value ...]
     sdst train --resume RUN
 
-    CONFIG is qvhighlights, charades, tacos, demo, or a JSON file with the fields to change. Every field is an option:
-    sdst train CONFIG --help lists them. On several GPUs:
+    CONFIG is qvhighlights, charades, tacos, demo, demo-hard, or a JSON file with the fields to change. Every field is
+    an option: sdst train CONFIG --help lists them. On several GPUs:
     torchrun --nproc-per-node 4 -m sdst train CONFIG ...
     """
     if arguments and arguments[0].split("=")[0] == "--resume":

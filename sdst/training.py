@@ -18,6 +18,7 @@ from sdst_train.loop.run_report import write_run_report
 from sdst_train.loop.state import forget_states
 from sdst_train.loop.train import Progress, finished, train
 from sdst_train.model.sdst import in_both_units, parameter_count
+from sdst_train.presets import DEMO_WORLDS
 
 from .consoles import make_console
 from .models import BEST
@@ -61,11 +62,11 @@ def train_with_progress(config: TrainConfig, run: Path, *, resume: bool = False)
 
 
 def prepare_data(config: TrainConfig, pool: Pool = "adaptive") -> None:
-    """The demo's data are made when they are missing; all others must be there."""
-    if config.preset == "demo":
+    """The demo's data, of either world, are made when they are missing; all others must be there."""
+    if config.preset in DEMO_WORLDS:
         from .demo.prepare import prepare_features
 
-        prepare_features(config.data, pool)
+        prepare_features(config.data, pool, DEMO_WORLDS[config.preset])
 
 
 def load_with_progress(config: TrainConfig, split: SplitName, console: Console) -> Split:

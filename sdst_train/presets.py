@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from sdst_runtime.data.config import DataConfig
 
 from .config import LossConfig, ModelConfig, TrainConfig
@@ -50,3 +53,11 @@ PRESETS: dict[str, TrainConfig] = {
         data=DataConfig(root="demo-out", train="annotations/train.jsonl", val="annotations/val.jsonl", test=""),
     ),
 }
+
+_PLAIN = PRESETS["demo"]
+PRESETS["demo-hard"] = replace(
+    _PLAIN,
+    preset="demo-hard",
+    data=replace(_PLAIN.data, root="demo-hard-out", negatives=0.33),  # of its validation queries a third is absent
+)
+DEMO_WORLDS: dict[str, Literal["plain", "hard"]] = {"demo": "plain", "demo-hard": "hard"}  # that presets are for

@@ -103,6 +103,19 @@ _TEMPLATES = (
     "we can see {noun} {ing}",
     "where in the video does {noun} {base}?",
 )
+# two events, one directly after the other: the pattern, and the form of both verbs; no word that _TEMPLATES lack, as
+# the backbone's tokenizer knows no other
+_SEQUENCES = (
+    ("{first}, {second}", "finite"),
+    ("{first}, {second}", "ing"),
+    ("{first}. {second}", "finite"),
+    ("the moment when {first}, {second}", "finite"),
+    ("the part of the video where {first}, {second}", "finite"),
+    ("find {first}, {second}", "ing"),
+    ("show me {first}, {second}", "ing"),
+    ("there is {first}, {second}", "ing"),
+    ("we can see {first}, {second}", "ing"),
+)
 EMPTY_SENTENCES = (
     "nothing happens",
     "an empty scene",
@@ -136,6 +149,15 @@ class Event:
 
     def __str__(self) -> str:
         return " ".join(self.key)
+
+
+SEQUEL = " > "  # between the names of two events, one directly after the other
+Subject = tuple[Event, ...]  # what a sentence is about: one event, or two, one directly after the other
+
+
+def subject_name(subject: Subject) -> str:
+    """Its events by name: "red ring left", or "red ring left > blue box grow"."""
+    return SEQUEL.join(map(str, subject))
 
 
 def all_events() -> tuple[Event, ...]:
@@ -186,6 +208,20 @@ def one_attribute_away(event: Event, rng: np.random.Generator, allowed: Callable
 
 def sentence(event: Event, rng: np.random.Generator) -> str:
     """One sentence that describes `event`, drawn from the grammar."""
+    noun, forms = _words(event, rng)
+    return pick(rng, _TEMPLATES).format(noun=noun, **forms)
+
+
+def sequence_sentence(first: Event, second: Event, rng: np.random.Generator) -> str:
+    """One sentence that describes two events, one directly after the other."""
+    spoken = [_words(event, rng) for event in (first, second)]
+    pattern, form = pick(rng, _SEQUENCES)
+    one, other = (f"{noun} {forms[form]}" for noun, forms in spoken)
+    return pattern.format(first=one, second=other)
+
+
+def _words(event: Event, rng: np.random.Generator) -> tuple[str, dict[str, str]]:
+    """What the object is called, and what it does: base, finite and ing."""
     colour, shape = pick(rng, COLOURS[event.colour]), pick(rng, SHAPES[event.shape])
     forms = _NOUNS + (_ADJECTIVE_NOUNS if event.shape in _ADJECTIVES else ())
     noun = pick(rng, forms).format(
@@ -193,15 +229,15 @@ def sentence(event: Event, rng: np.random.Generator) -> str:
     )
     verbs, tails = pick(rng, ACTIONS[event.action])
     verb, tail = pick(rng, verbs), pick(rng, tails)
-    base, finite, ing = (f"{form} {tail}".strip() for form in verb)
-    return pick(rng, _TEMPLATES).format(noun=noun, base=base, finite=finite, ing=ing)
+    return noun, {name: f"{form} {tail}".strip() for name, form in zip(("base", "finite", "ing"), verb, strict=True)}
 
 
-def sentences(event: Event, rng: np.random.Generator, count: int) -> list[str]:
-    """`count` different sentences that describe `event` (there are hundreds for each)."""
+def sentences(subject: Event | Subject, rng: np.random.Generator, count: int) -> list[str]:
+    """`count` different sentences that describe it (there are hundreds for each event)."""
+    first, *after = (subject,) if isinstance(subject, Event) else subject
     found: dict[str, None] = {}
     while len(found) < count:
-        found[sentence(event, rng)] = None
+        found[sequence_sentence(first, after[0], rng) if after else sentence(first, rng)] = None
     return list(found)
 
 

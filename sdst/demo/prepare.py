@@ -15,20 +15,25 @@ from sdst_train.backbone.vision import Pool
 
 from ..progress import counted
 from . import BACKBONE
-from .dataset import SPLITS, render_dataset
+from .dataset import HARD, SPLITS, World, render_dataset, require_world
 
 SEED, TRAIN_VIDEOS, VAL_VIDEOS = 7, 300, 60
 
 
-def prepare_features(data: DataConfig, pool: Pool = "adaptive") -> None:
+def prepare_features(data: DataConfig, pool: Pool = "adaptive", world: World = "plain") -> None:
     """Render and encode what `data.root` lacks: about two minutes on 2 cores, nothing when all is there.
 
-    Data that `sdst demo` made with another seed or size stay as they are.
+    Data that `sdst demo` made with another seed or size stay as they are; so do those of the hard world where the plain
+    one is asked for, as by the preset demo. Raises ContractError for plain ones where the hard world is asked for.
     """
     root = Path(data.root)
     if not all(data.annotations(split).is_file() for split in SPLITS):
         with counted("rendering videos") as on_done:
-            render_dataset(root, seed=SEED, train_videos=TRAIN_VIDEOS, val_videos=VAL_VIDEOS, progress=on_done)
+            render_dataset(
+                root, seed=SEED, train_videos=TRAIN_VIDEOS, val_videos=VAL_VIDEOS, world=world, progress=on_done
+            )
+    elif world == HARD:
+        require_world(root, world)
     if not _is_complete(data):
         with counted(f"encoding videos, pool {pool}") as on_done:
             extract(root, data.features, pool, on_done)

@@ -24,61 +24,61 @@ from rich.table import Table
 from sdst_calib.parity.measure import max_abs_error
 from sdst_export.bundle import export_bundle
 from sdst_runtime import Grounder, bounds
+from sdst_runtime.data.annotations import is_absent
 from sdst_runtime.data.dataset import Sample, batches_by_length, load_split, pad_inputs
 from sdst_runtime.errors import InputError
 from sdst_runtime.files import read_jsonl, write_json, write_jsonl
 from sdst_runtime.grounding.decode import predict
 from sdst_runtime.machine import load_warning, machine_facts
-from sdst_runtime.metrics.evaluator import evaluate, top_clip_in_window
 from sdst_runtime.pages.panels import QueryPanel, VideoPanel
 from sdst_runtime.pages.report import Curve, MetricRow, Report, write_report
-from sdst_runtime.sessions.base import Session
 from sdst_train.backbone.towers import Backbone
 from sdst_train.config import TrainConfig
 from sdst_train.loop.checkpoint import Checkpoint
 from sdst_train.model.sdst import in_both_units, parameter_count
 from sdst_train.model.torch_session import TorchSession
-from sdst_train.presets import PRESETS
+from sdst_train.presets import DEMO_WORLDS, PRESETS
 
 from ..consoles import make_console
 from ..panels import latency_rows, video_panel
 from ..progress import counted
 from ..training import train_with_progress
-from .dataset import CLIP_S, render_dataset
+from .dataset import CLIP_S, World, render_dataset
+from .numbers import METRICS, in_parts, measured, presence, tables, with_other_queries
 from .place import clear_run, demo_folder
 from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
 from .search import facts as search_facts
 from .search import find_videos
 from .web import is_finished, require_server, show_page
 
-METRICS = {  # our name -> the official evaluator's
-    "R1@0.5": "MR-full-R1@0.5",
-    "R1@0.7": "MR-full-R1@0.7",
-    "mAP": "MR-full-mAP",
-    "HIT@1": "HL-min-VeryGood-Hit1",
-}
+PRESET_OF = {world: preset for preset, world in DEMO_WORLDS.items()}
 SHOWN_VIDEOS = 4  # in the report
 
 
 def demo(
     *,
-    out: Path = Path("demo-out"),
+    out: Path | None = None,
+    world: World = "plain",
     seed: int = SEED,
     train_videos: int = TRAIN_VIDEOS,
     val_videos: int = VAL_VIDEOS,
-    epochs: int = PRESETS["demo"].epochs,
+    epochs: int | None = None,
     web: bool = False,
 ) -> None:
-    """Run the whole line on rendered videos: about 6 minutes on 2 cores.
+    """Run the whole line on rendered videos: about 6 minutes on 2 cores, of the plain world.
 
     Args:
-        out: Folder for videos, features, the run, the bundle, report.html and summary.json.
+        out: Folder for videos, features, the run, the bundle, report.html and summary.json; default: demo-out, or
+            demo-hard-out for the hard world.
+        world: plain, or hard: events from 2 s to half the video that begin slowly, sequences, absent queries.
         seed: Of the videos and of training.
         train_videos: Videos to train on.
         val_videos: Held-out videos to evaluate on; a share of their combinations is never trained on.
-        epochs: Passes over the training queries.
+        epochs: Passes over the training queries; default: the preset's.
         web: Then open a page to ask these videos in the browser; a demo that is finished in `out` is not run again.
     """
+    preset = PRESETS[PRESET_OF[world]]
+    out, epochs = out or Path(preset.data.root), preset.epochs if epochs is None else epochs
     if web:
         require_server()
         if is_finished(out):
@@ -91,29 +91,31 @@ def demo(
         )
     bounds.require("seed", seed, bounds.SEED)
     with demo_folder(out):
-        _run(out, seed, train_videos, val_videos, epochs)
+        _run(demo_config(out, epochs, seed, world), train_videos, val_videos)
     if web:
         show_page(out)
 
 
-def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) -> None:
+def _run(config: TrainConfig, train_videos: int, val_videos: int) -> None:
+    out, seed, world = Path(config.data.root), config.seed, DEMO_WORLDS[config.preset]
     load = load_warning()
     stages = Stages(make_console(stderr=True))
     with stages.timed("render", "videos") as on_done:
-        render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, progress=on_done)
+        render_dataset(out, seed=seed, train_videos=train_videos, val_videos=val_videos, world=world, progress=on_done)
 
     with stages.timed("extract", "videos") as on_done:
         backbone = extract(out, "features", "adaptive", on_done)
 
     with stages.timed("train"):
-        config = demo_config(out, epochs, seed)
         checkpoint = train_with_progress(config, clear_run(out))  # a demo is run anew
         train_samples, val_samples = (load_split(config.data, split).samples for split in ("train", "val"))
+        truth = [sample.row for sample in val_samples]
 
     with stages.timed("evaluate"):
         torch_head = TorchSession(checkpoint.model)
-        metrics = measure(torch_head, val_samples, out / "run" / "val_predictions.jsonl")
-        control = measure(torch_head, with_other_queries(val_samples))
+        rows = predict(torch_head, val_samples, CLIP_S)
+        write_jsonl(out / "run" / "val_predictions.jsonl", rows)
+        control = predict(torch_head, with_other_queries(val_samples), CLIP_S)
 
     with stages.timed("export"):
         bundle, _ = export_bundle(checkpoint, backbone, out / "bundle", stages.say)
@@ -121,7 +123,7 @@ def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) 
     with stages.timed("compare"):
         onnx_head = bundle.grounding_model()
         errors = max_abs_error(torch_head, onnx_head, head_batches(val_samples))
-        onnx_metrics = measure(onnx_head, val_samples)
+        onnx_metrics = measured(predict(onnx_head, val_samples, CLIP_S), truth)
 
     with stages.timed("ground"):
         grounder = Grounder.load(bundle.directory)
@@ -131,19 +133,22 @@ def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) 
         found = find_videos(bundle, out, val_samples)
 
     summary = {
-        **metrics,
-        "shuffled_queries": control,
+        **measured(rows, truth),
+        "shuffled_queries": measured(control, truth),
         "onnx": onnx_metrics,
         "onnx_max_abs_error": float(np.max(list(errors.values()))),  # NaN stays NaN
         "parameters": parameters(checkpoint, backbone),
         "queries": {
             "train": len(train_samples),
-            "val": len(val_samples),
-            "val_held_out_combination": sum(s.row["held_out_combination"] for s in val_samples),
+            "val": len(truth),
+            "val_held_out_combination": sum(row["held_out_combination"] for row in truth),
+            "val_absent": sum(map(is_absent, truth)),
         },
-        **by_combination(torch_head, val_samples),
+        **in_parts(rows, truth),
+        **presence(rows, control, truth),
         "find_video": found,
         "best_epoch": checkpoint.epoch,
+        "world": world,
         "seed": seed,
         "machine": dict(machine_facts()) | {"torch": torch.__version__},
         "seconds": stages.seconds,
@@ -153,43 +158,10 @@ def _run(out: Path, seed: int, train_videos: int, val_videos: int, epochs: int) 
     show(stages.console, summary, out)
 
 
-def demo_config(out: Path, epochs: int, seed: int) -> TrainConfig:
-    """The demo's preset on the data in `out`."""
-    preset = PRESETS["demo"]
+def demo_config(out: Path, epochs: int, seed: int, world: World = "plain") -> TrainConfig:
+    """The preset of a world on the data in `out`."""
+    preset = PRESETS[PRESET_OF[world]]
     return dataclasses.replace(preset, epochs=epochs, seed=seed, data=dataclasses.replace(preset.data, root=str(out)))
-
-
-def measure(head: Session, samples: Sequence[Sample], predictions: Path | None = None) -> dict[str, float]:
-    """The demo's metrics in percent; writes the predictions in the QVHighlights form when given a file."""
-    rows, truth = predict(head, samples, CLIP_S), [sample.row for sample in samples]
-    if predictions is not None:
-        write_jsonl(predictions, rows)
-    brief = evaluate(rows, truth, clip_s=CLIP_S)["brief"]
-    values = {name: brief[official] for name, official in METRICS.items()}
-    return {**values, "top_clip_in_window": round(top_clip_in_window(rows, truth, clip_s=CLIP_S), 2)}
-
-
-def by_combination(head: Session, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """The metrics of queries whose combination of attributes was, and was not, in training."""
-    parts = {
-        "val_seen_combinations": [s for s in samples if not s.row["held_out_combination"]],
-        "val_held_out_combinations": [s for s in samples if s.row["held_out_combination"]],
-    }
-    return {name: measure(head, part) for name, part in parts.items() if part}
-
-
-def with_other_queries(samples: Sequence[Sample]) -> list[Sample]:
-    """The control: each sentence replaced by one of another video, windows as they were.
-
-    A model that ignores the sentence scores the same here; the gap is what it owes to the sentence.
-    """
-    count = len(samples)
-    mixed = []
-    for i, sample in enumerate(samples):
-        others = (samples[(i + count // 2 + k) % count] for k in range(count))
-        other = next(s for s in others if s.row["vid"] != sample.row["vid"])
-        mixed.append(dataclasses.replace(sample, text=other.text))
-    return mixed
 
 
 def head_batches(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
@@ -210,10 +182,10 @@ def ground_videos(grounder: Grounder, out: Path, samples: Sequence[Sample]) -> t
             QueryPanel(answer, tuple((start, end) for start, end in row["relevant_windows"]))
             for answer, row in zip(answers, rows, strict=True)
         )
-        unseen = sum(row["held_out_combination"] for row in rows)
-        panels.append(
-            video_panel(path, features, queries, f"{unseen} of {len(rows)} queries name an unseen combination")
-        )
+        unseen, absent = sum(row["held_out_combination"] for row in rows), sum(map(is_absent, rows))
+        note = f"{unseen} of {len(rows)} queries name an unseen combination"
+        note += f", {absent} are about what the video does not show" if absent else ""
+        panels.append(video_panel(path, features, queries, note))
     return tuple(panels)
 
 
@@ -256,11 +228,13 @@ def demo_report(
         facts=(
             ("queries", f"{queries['train']} training, {queries['val']} held out"),
             ("unseen combinations", f"{queries['val_held_out_combination']} of the held-out queries"),
+            *((("absent", f"{queries['val_absent']} of the held-out queries"),) if queries["val_absent"] else ()),
             ("trained parameters", in_both_units(counts["head"])),
             ("frozen parameters", f"vision {counts['vision']:,}, text {counts['text']:,}"),
             ("torch against ONNX Runtime", f"{summary['onnx_max_abs_error']:.1e} max abs error"),
             *search_facts(summary["find_video"]),
         ),
+        tables=tables(summary),
         warnings=(load,) if load else (),
         notes=(
             "The control replaces each sentence by one of another video. A model that ignores the sentence scores the "
@@ -301,6 +275,11 @@ def show(console: Console, summary: dict[str, Any], out: Path) -> None:
     for name, control in summary["shuffled_queries"].items():
         table.add_row(name, f"{summary[name]:.2f}", f"{control:.2f}", f"{summary['onnx'][name]:.2f}")
     console.print(table)
+    for part in tables(summary):
+        shown = Table(*part.columns, title=part.title, caption=part.note)
+        for cells in part.rows:
+            shown.add_row(*cells)
+        console.print(shown)
     row = read_jsonl(out / "annotations" / "val.jsonl")[0]
     command = ("sdst", "ground", f"{out}/videos/{row['vid']}.mp4", row["query"], "--bundle", f"{out}/bundle")
     console.print(f"trained parameters: {in_both_units(summary['parameters']['head'])}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .grammar import Event, differences, is_held_out, one_attribute_away, pick, random_event
+from .grammar import Event, Subject, differences, is_held_out, one_attribute_away, pick, random_event
 
 RGB: dict[str, tuple[int, int, int]] = {
     "red": (222, 36, 36),
@@ -26,8 +26,9 @@ RGB: dict[str, tuple[int, int, int]] = {
     "white": (246, 246, 246),
 }
 MIN_LENGTH_S, MAX_LENGTH_S = 4.0, 24.0
-_SAME_EVENT_GAP_S = 2.5  # two windows of one event stay apart, so that nobody would call them one
-_GAP_S = 0.4
+SAME_EVENT_GAP_S = 2.5  # two windows of one event stay apart, so that nobody would call them one
+GAP_S = 0.4
+DIRECTLY_S = 0.3  # at most so long after an event ends the next one of a sequence begins
 _LEAST_RADIUS, _MOST_RADIUS = 0.1, 0.3  # of growing and shrinking objects
 _AFTERIMAGES = ((0.5, 0.25), (0.25, 0.45))  # (seconds ago, opacity), oldest first
 _RE_ENTRY = 0.6  # an object re-enters when 0.6 of its radius is beyond the edge
@@ -47,6 +48,13 @@ class Track:
     lane: float  # position across the direction of motion; x of objects that stay in place
     height: float  # y of objects that stay in place
     tint: float  # brightness of the colour, about 1
+    idle_s: float = 0.0  # how long the object stands still in view before the event begins
+    ease_s: float = 0.0  # how long it takes to its full pace, which rises evenly from the beginning of the event
+
+    @property
+    def appears_s(self) -> float:
+        """When the object comes into view."""
+        return self.start_s - self.idle_s
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,9 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything one video shows. `targets` are asked for; `distractors` differ from a target in one attribute."""
+    """Everything one video shows. `targets` and `sequences`, of two events one directly after the other, are asked for;
+    `distractors` differ from a target in one attribute.
+    """
 
     duration_s: float
     backdrop: Backdrop
@@ -81,10 +91,28 @@ class Scene:
     tracks: tuple[Track, ...]
     targets: tuple[Event, ...] = ()
     distractors: tuple[Event, ...] = ()
+    sequences: tuple[tuple[Event, Event], ...] = ()
 
-    def windows(self, event: Event) -> list[tuple[float, float]]:
-        """(start_s, end_s) of every appearance of `event`, in order."""
-        return sorted((track.start_s, track.end_s) for track in self.tracks if track.event == event)
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """What is asked for."""
+        return (*self.sequences, *((event,) for event in self.targets))
+
+    def appearances(self, *subject: Event) -> list[tuple[Track, ...]]:
+        """The tracks of every appearance of an event, or of events that come directly after each other."""
+        found = [(track,) for track in self.tracks if track.event == subject[0]]
+        for event in subject[1:]:
+            found = [
+                (*before, track)
+                for before in found
+                for track in self.tracks
+                if track.event == event and 0 <= track.start_s - before[-1].end_s <= DIRECTLY_S
+            ]
+        return found
+
+    def windows(self, *subject: Event) -> list[tuple[float, float]]:
+        """(start_s, end_s) of every appearance, in order."""
+        return sorted((tracks[0].start_s, tracks[-1].end_s) for tracks in self.appearances(*subject))
 
 
 @dataclass(frozen=True)
@@ -104,8 +132,8 @@ class Pose:
 
 
 def pose(track: Track, time_s: float) -> Pose:
-    """The object of `track` at `time_s` (which should lie in its window)."""
-    beat = _beat(track, time_s)
+    """The object of `track` at `time_s`, at which it should be in view."""
+    beat = _turns(track, time_s) % 1.0
     action, radius = track.event.action, track.radius
     if action in ("grow", "shrink"):
         size = beat if action == "grow" else 1.0 - beat
@@ -119,9 +147,12 @@ def pose(track: Track, time_s: float) -> Pose:
     )
 
 
-def _beat(track: Track, time_s: float) -> float:
-    """How much of its period the object has behind it, 0 to 1."""
-    return (track.phase + (time_s - track.start_s) / track.period_s) % 1.0
+def _turns(track: Track, time_s: float) -> float:
+    """How many periods the object has behind it; it begins with `phase` of the first."""
+    since_s = max(time_s - track.start_s, 0.0)
+    if since_s < track.ease_s:
+        return track.phase + since_s**2 / (2 * track.ease_s) / track.period_s
+    return track.phase + (since_s - track.ease_s / 2) / track.period_s
 
 
 # ---- composing -------------------------------------------------------------------------------------------------------
@@ -133,24 +164,13 @@ def make_scene(rng: np.random.Generator, *, held_out_share: float = 0.0) -> Scen
     `held_out_share` is the share of the events that are held-out combinations; with 0 none ever is.
     """
     duration_s = float(40.0 + 80.0 * rng.beta(1.0, 3.4))
-    dice = float(rng.random())
-
-    def another(near: Event | None) -> Event:
-        due = dice + held_out_share * len(events)  # systematic sampling: each video comes near the share
-        held_out = int(due + held_out_share) > int(due)
-        found = None
-        if near is not None:
-            found = one_attribute_away(near, rng, lambda event: is_held_out(event) == held_out and event not in events)
-        while found is None or found in events:
-            found = random_event(rng, held_out=held_out)
-        return found
-
-    events: list[Event] = []
+    cast = Cast(rng, held_out_share)
+    events = cast.events
     for _ in range(int(rng.choice((2, 3, 4), p=(0.35, 0.45, 0.2)))):
-        events.append(another(pick(rng, events) if events and rng.random() < 0.5 else None))
+        cast.draw(pick(rng, events) if events and rng.random() < 0.5 else None)
     targets = tuple(events)
     for _ in range(1 if len(targets) > 2 or duration_s < 50.0 else 2):
-        events.append(another(pick(rng, targets)))
+        cast.draw(pick(rng, targets))
     tracks = _lay_out(rng, events, targets, duration_s)
     for _ in range(20):
         if {track.event for track in tracks} == set(events):
@@ -159,9 +179,31 @@ def make_scene(rng: np.random.Generator, *, held_out_share: float = 0.0) -> Scen
     shown = {track.event for track in tracks}
     targets = tuple(event for event in targets if event in shown)
     distractors = tuple(
-        event for event in events if event in shown and event not in targets and _is_near(event, targets)
+        event for event in events if event in shown and event not in targets and is_near(event, targets)
     )
     return Scene(duration_s, make_backdrop(rng), make_clutter(rng), tracks, targets, distractors)
+
+
+class Cast:
+    """Draws the events of a scene, all different; `held_out_share` of them are held-out combinations."""
+
+    def __init__(self, rng: np.random.Generator, held_out_share: float) -> None:
+        self.events: list[Event] = []
+        self._rng, self._share, self._dice = rng, held_out_share, float(rng.random())
+
+    def draw(self, near: Event | None = None) -> Event:
+        """One more event; with `near` one that differs from it in one attribute, where there is one."""
+        due = self._dice + self._share * len(self.events)  # systematic sampling: each video comes near the share
+        held_out = int(due + self._share) > int(due)
+        found = None
+        if near is not None:
+            found = one_attribute_away(
+                near, self._rng, lambda event: is_held_out(event) == held_out and event not in self.events
+            )
+        while found is None or found in self.events:
+            found = random_event(self._rng, held_out=held_out)
+        self.events.append(found)
+        return found
 
 
 def make_track(
@@ -246,9 +288,9 @@ def _fits(event: Event, start_s: float, end_s: float, tracks: list[Track], in_co
     def during(track: Track, gap_s: float) -> bool:
         return track.start_s < end_s + gap_s and track.end_s > start_s - gap_s
 
-    if any(track.event == event and during(track, _SAME_EVENT_GAP_S) for track in tracks):
+    if any(track.event == event and during(track, SAME_EVENT_GAP_S) for track in tracks):
         return False
-    company = [track for track in tracks if during(track, _GAP_S)]
+    company = [track for track in tracks if during(track, GAP_S)]
     if not company:
         return True
     # one companion only, so that no third object can be in view anywhere in the window
@@ -259,7 +301,8 @@ def _fits(event: Event, start_s: float, end_s: float, tracks: list[Track], in_co
     return in_company and alone and differences(event, company[0].event) >= 2
 
 
-def _is_near(event: Event, targets: tuple[Event, ...]) -> bool:
+def is_near(event: Event, targets: tuple[Event, ...]) -> bool:
+    """Whether it differs from one of them in one attribute."""
     return any(differences(event, target) == 1 for target in targets)
 
 
@@ -283,7 +326,7 @@ class Painter:
         for bar in self._drifting:
             _paint_bar(picture, bar, time_s)
         for track in self.scene.tracks:
-            if track.start_s <= time_s < track.end_s:
+            if track.appears_s <= time_s < track.end_s:
                 where = pose(track, time_s)
                 if where.shown:
                     colour = np.minimum(np.multiply(RGB[track.event.colour], track.tint), 255.0).astype(np.float32)
@@ -295,8 +338,8 @@ class Painter:
 
 def _afterimages(track: Track, time_s: float) -> list[tuple[Pose, float]]:
     """Earlier poses of the same passage with their opacity: none from before the event or its last restart."""
-    restart_s = time_s - (_beat(track, time_s) * track.period_s)
-    earliest_s = max(track.start_s, restart_s)
+    turns = _turns(track, time_s)
+    earliest_s = track.start_s if turns < 1 else max(track.start_s, time_s - (turns % 1.0) * track.period_s)
     return [
         (pose(track, time_s - ago_s), opacity)
         for ago_s, opacity in _AFTERIMAGES

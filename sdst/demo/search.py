@@ -18,6 +18,7 @@ from sdst_calib.feeds import spread
 from sdst_runtime.corpus.ask import Corpus, Row
 from sdst_runtime.corpus.index import index_corpus
 from sdst_runtime.corpus.store import FACTS
+from sdst_runtime.data.annotations import is_absent
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.machine import usable_cores
@@ -28,7 +29,10 @@ FEW = 16  # videos that one process is done with before others have opened the m
 
 
 def find_videos(bundle: Bundle, out: Path, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Index the samples' videos into `out`/store and ask their sentences; recall in percent by order and depth."""
+    """Index the samples' videos into `out`/store and ask their sentences, but for those that are absent; recall in
+    percent by order and depth.
+    """
+    samples = [sample for sample in samples if not is_absent(sample.row)]
     videos = {vid: out / "videos" / f"{vid}.mp4" for vid in dict.fromkeys(sample.row["vid"] for sample in samples)}
     if (out / "store" / FACTS).is_file():  # of an older demo, whose bundle was another
         shutil.rmtree(out / "store")

@@ -224,7 +224,7 @@ def test_repairs_are_said(capsys, world, tmp_path):
 
 def test_what_cannot_be_evaluated(capsys, world, tmp_path):
     line = fails(capsys, "eval", world.bundle)
-    assert "a bundle does not say on what data: give --data, one of qvhighlights, charades, tacos, demo or" in line
+    assert "does not say on what data: give --data, one of qvhighlights, charades, tacos, demo, demo-hard or" in line
     assert "expected a bundle (bundle.json) or a run (best.safetensors)" in fails(capsys, "eval", tmp_path)
     assert "no such checkpoint" in fails(capsys, "eval", tmp_path / "none.safetensors")
     assert "expected one of qvhighlights, " in fails(capsys, "eval", world.run, "--data", "qvhighlight")
