@@ -116,6 +116,17 @@ def exported_fp16(exported, tmp_path_factory) -> Path:
     return shared(tmp_path_factory, "exported_fp16", make) / "fp16"
 
 
+@pytest.fixture(scope="session")
+def present(exported, tmp_path_factory) -> Exported:
+    """The same model with a head that also gives the presence."""
+    from present_world import make_present
+
+    root = shared(
+        tmp_path_factory, "present", lambda folder: make_present(exported.directory, exported.checkpoint_path, folder)
+    )
+    return Exported(root / "bundle", exported.backbone_path, root / "best.safetensors")
+
+
 def make_exported(root: Path) -> None:
     """A backbone, a checkpoint and their fp32 bundle."""
     import torch

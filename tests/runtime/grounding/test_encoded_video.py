@@ -252,6 +252,7 @@ def test_results_as_dicts_and_html():
     assert json.loads(json.dumps(ANSWER.to_dict())) == {
         "query": "<b>q</b>",
         "unknown_words": [],
+        "presence": None,
         "moments": [{"start_s": 1, "end_s": 2.5, "score": 0.75}, {"start_s": 0, "end_s": 1, "score": 0.25}],
         "saliency": [0.5, -0.25],
     }
