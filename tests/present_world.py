@@ -27,8 +27,8 @@ def make_present(bundle: Path, checkpoint: Path, out: Path) -> None:
     assert not unknown
     assert {name.split(".")[0] for name in missing} == {"presence"}
     assert model.presence is not None
-    for parameter in model.presence.parameters():  # so that sentences differ
-        torch.nn.init.normal_(parameter, std=0.5)
+    for parameter in model.presence.parameters():  # as the others
+        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     present = Checkpoint(model, TrainConfig(model=model.config), old.spec, 3, {"MR-full-mAP": 1.0})
     save_checkpoint(out / "best.safetensors", present)
     shutil.copytree(bundle, out / "bundle")
