@@ -29,6 +29,7 @@ from sdst_export.engine.profiles import Bucket
 from sdst_export.graph import save_model
 from sdst_export.half import Precision, half_head
 from sdst_export.models import export_head, export_projection, lower
+from sdst_export.report.summary import summarise
 from sdst_runtime.data.config import DataConfig
 from sdst_runtime.data.dataset import Sample, load_split, pad_inputs
 from sdst_runtime.grounding.bundle import Bundle
@@ -114,6 +115,16 @@ def test_its_last_product_is_float32_in_half(half_files):
         if node.name.startswith("presence.mlp.") and node.op_type == "MatMul"
     }
     assert of == {"presence.mlp.0": {onnx.TensorProto.FLOAT16}, "presence.mlp.2": {onnx.TensorProto.FLOAT}}
+
+
+def test_the_export_report_counts_it_among_the_heads(exported, trained):
+    sizes = {"B": 1, "T": 75, "L": 20}
+    old, new = (
+        summarise(export_head(lower(one)), sizes).stages for one in (load_checkpoint(exported.checkpoint_path), trained)
+    )
+    assert {stage for stage in old if old[stage].nodes != new[stage].nodes} == {"heads"}
+    weights = sum(parameter.numel() for name, parameter in trained.model.named_parameters() if "presence" in name)
+    assert new["heads"].weight_bytes - old["heads"].weight_bytes == pytest.approx(4 * weights, abs=64)  # constants
 
 
 # ---------------------------------------------------------------- parity, Polygraphy, int8
