@@ -35,7 +35,7 @@ PARTS = {  # part -> model, and what "module operator" of its tensors match; no 
     "nothing more": ("head", r"(?!)"),
     "coordinates: endpoints, span steps, references": ("head", COORDINATES),
     "interpolation of the actionness: places, shares": ("head", r"actionness (Floor|Sub|Mul|Add|Min|Max|Div)"),
-    "last products of the scores": ("head", r"(classify|actionness\.mlp\.4) .*"),
+    "last products of the scores": ("head", r"(classify|actionness\.mlp\.4|presence\.mlp\.2) .*"),
     "cosine of the saliency": ("head", r" (MatMul|ReduceL2|Div)"),
     "sine positions": ("projection", r" (Div|Add|Concat)"),
 }

@@ -73,7 +73,8 @@ def ask(
 ) -> None:
     """Find the videos of a store that each sentence describes, and the best moment of each.
 
-    Videos are ordered by alignment, of the sentence with the best clip; the moment and its score are the head's.
+    Videos are ordered by alignment, of the sentence with the best clip; the moment, its score and, where the bundle
+    says it, the presence are the head's.
 
     Args:
         store: The folder that `sdst corpus index` wrote.
@@ -156,10 +157,12 @@ def _print_table(rows: Sequence[Row]) -> None:
     for query in dict.fromkeys(row.query for row in rows):
         console.print(query, style="bold")
         table = Table()
-        for column in ("rank", "video", "alignment", "start s", "end s", "score"):
+        said = ("presence",) if any(row.presence is not None for row in rows) else ()
+        for column in ("rank", "video", "alignment", *said, "start s", "end s", "score"):
             table.add_column(column, justify="left" if column == "video" else "right")
         for row in rows:
             if row.query == query:
-                numbers = f"{row.alignment:.3f}", f"{row.start_s:.2f}", f"{row.end_s:.2f}", f"{row.score:.3f}"
-                table.add_row(str(row.rank), row.video, *numbers)
+                presence = () if row.presence is None else (f"{row.presence:.2f}",)
+                moment = f"{row.start_s:.2f}", f"{row.end_s:.2f}", f"{row.score:.3f}"
+                table.add_row(str(row.rank), row.video, f"{row.alignment:.3f}", *presence, *moment)
         console.print(table)

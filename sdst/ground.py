@@ -15,6 +15,7 @@ from sdst_runtime.errors import InputError, PartialFailure
 from sdst_runtime.grounding.decode import answer_json
 from sdst_runtime.grounding.pipeline import FailedVideo, Job, ground_videos
 from sdst_runtime.machine import load_warning, machine_facts, usable_cores
+from sdst_runtime.showing import presence_text
 from sdst_runtime.strict_json import dump_json
 
 from .asked import videos_and_sentences, without
@@ -38,6 +39,7 @@ def ground(
     top: int = 5,
     window: int | None = None,
     threads: int | None = None,
+    threshold: float | None = None,
 ) -> None:
     """Find the moments of videos that each sentence describes, and how much each clip is a highlight.
 
@@ -59,6 +61,8 @@ def ground(
         window: Clips that the model sees at once of a longer video; default: the median length of those that it was
             trained on, for videos longer than all of these.
         threads: Threads for each model; default: all cores, of several videos all but the one that decodes.
+        threshold: An answer whose presence, 0 to 1, is below has no moments. For bundles of models that were trained
+            with --data.negatives: others do not say whether an event is in a video at all.
     """
     load = load_warning()
     if top < 1:
@@ -74,7 +78,7 @@ def ground(
         raise InputError(f"--report: expected one video, got a list, a folder or several ({len(videos)}); leave it out")
     if many and threads is None:
         threads = max(1, usable_cores() - 1)
-    with Grounder.load(bundle, threads, window_clips=window, cache=cache) as grounder:
+    with Grounder.load(bundle, threads, window_clips=window, cache=cache, threshold=threshold) as grounder:
         for sentence in queries:  # refuse a bad one before a video is decoded
             grounder.check(sentence)
         if many:
@@ -147,6 +151,10 @@ def print_table(video: Path, features: VideoFeatures, answers: Sequence[Groundin
     for answer in answers:
         console.print()
         console.print(answer.query, style="bold")
+        if answer.presence is not None:
+            console.print(presence_text(answer.presence, bool(answer.moments)))
+        if not answer.moments:
+            continue
         table = Table()
         for column in ("start s", "end s", "score"):
             table.add_column(column, justify="right")

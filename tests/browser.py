@@ -30,7 +30,7 @@ _FAULTS = """() => {
     for (const box of range.getClientRects())
       if (shown(box) && (box.left < -0.5 || box.right > innerWidth + 0.5)) faults.push(`cut: ${node.data.trim()}`);
   }
-  const labels = [...document.querySelectorAll("svg text, .label i, .told, .rank, .iou, .query h3")]
+  const labels = [...document.querySelectorAll("svg text, .label i, .told, .rank, .iou, .presence, .query h3")]
     .map((e) => [e.textContent.trim(), e.getBoundingClientRect()]).filter(([, box]) => shown(box));
   labels.forEach(([text, a], i) => labels.slice(i + 1).forEach(([other, b]) => {
     const over = Math.min(a.right, b.right) - Math.max(a.left, b.left);

@@ -117,33 +117,14 @@ def exported_fp16(exported, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_presence(exported, tmp_path_factory) -> Exported:
-    """The same model with a presence besides, and its bundle."""
-    root = shared(tmp_path_factory, "exported_presence", lambda folder: make_exported_presence(exported, folder))
+def present(exported, tmp_path_factory) -> Exported:
+    """The same model with a head that also gives the presence."""
+    from present_world import make_present
+
+    root = shared(
+        tmp_path_factory, "present", lambda folder: make_present(exported.directory, exported.checkpoint_path, folder)
+    )
     return Exported(root / "bundle", exported.backbone_path, root / "best.safetensors")
-
-
-def make_exported_presence(exported: Exported, root: Path) -> None:
-    """A checkpoint and its fp32 bundle."""
-    from dataclasses import replace
-
-    import torch
-
-    from sdst_export.bundle import export_bundle
-    from sdst_train.backbone.towers import load_backbone
-    from sdst_train.loop.checkpoint import load_checkpoint, save_checkpoint
-    from sdst_train.model.sdst import SDST
-
-    plain = load_checkpoint(exported.checkpoint_path)
-    config = replace(plain.config, model=replace(plain.config.model, presence=True))
-    torch.manual_seed(0)
-    model = SDST(config.model).eval()
-    model.load_state_dict(plain.model.state_dict(), strict=False)
-    for parameter in model.presence.parameters():
-        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    checkpoint = replace(plain, model=model, config=config)
-    save_checkpoint(root / "best.safetensors", checkpoint)
-    export_bundle(checkpoint, load_backbone(exported.backbone_path), root / "bundle")
 
 
 def make_exported(root: Path) -> None:

@@ -4,7 +4,9 @@
  *
  * The engines are those of `sdst build`, the library that of `sdst plugins build`, the features those of `sdst
  * features` (DIR/video/ID.safetensors and DIR/text/DIGEST.safetensors). Prints a moment a line, the best first: start
- * and end in seconds, score. Longer videos than the engines' profiles hold are refused; Python cuts them into windows.
+ * and end in seconds, score; before them, of a head that predicts it, a line "presence P": how likely the video shows
+ * it at all, as the model gives it (scores.json of a bundle is not read). Longer videos than the engines' profiles hold
+ * are refused; Python cuts them into windows.
  *
  *     c++ -std=c++17 -I TENSORRT/include -I CUDA/include ground.cpp -L TENSORRT/lib -L CUDA/lib64 -lnvinfer -lcudart
  *
@@ -268,6 +270,9 @@ struct Moment {
     float score;
 };
 
+constexpr const char* NOT_FINITE =
+    "the head's output holds NaN or infinity; the precision is too small for the model: export it in fp32";
+
 // Spans M 2 are fractions of the video's clips. As sdst_runtime.grounding.decode: in seconds, within the video, the
 // highest score first.
 std::vector<Moment> decode(const std::vector<float>& spans, const std::vector<float>& scores, double clips_s,
@@ -276,7 +281,7 @@ std::vector<Moment> decode(const std::vector<float>& spans, const std::vector<fl
     std::vector<Moment> moments;
     for (size_t m = 0; m < scores.size(); ++m) {
         require(std::isfinite(spans.at(2 * m)) && std::isfinite(spans.at(2 * m + 1)) && std::isfinite(scores[m]),
-                "the head's output holds NaN or infinity; the precision is too small for the model: export it in fp32");
+                NOT_FINITE);
         moments.push_back({seconds(spans[2 * m]), seconds(spans[2 * m + 1]), scores[m]});
     }
     std::stable_sort(moments.begin(), moments.end(),
@@ -284,7 +289,12 @@ std::vector<Moment> decode(const std::vector<float>& spans, const std::vector<fl
     return moments;
 }
 
-std::vector<Moment> ground(const char* const* paths) {
+struct Answer {
+    std::vector<Moment> moments;
+    std::vector<float> presence;  // one number, or none of a head without it
+};
+
+Answer ground(const char* const* paths) {
     const std::string video_path = paths[3], text_path = paths[4];
     Features video = read_features(video_path), text = read_features(text_path);
     require(contract(video, video_path) == contract(text, text_path),
@@ -315,17 +325,24 @@ std::vector<Moment> ground(const char* const* paths) {
                               {"video_mask", video_mask},
                               {"text", upload(DataType::kFLOAT, {1, text.shape[0], L, X}, text.values.data())},
                               {"text_mask", upload(DataType::kBOOL, {1, L}, all_valid.data())}};
-    const DeviceTensors answer = head.run(asked, stream);
+    const DeviceTensors outputs = head.run(asked, stream);
     require_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-    return decode(download(answer.at("spans"), "spans"), download(answer.at("scores"), "scores"),
-                  static_cast<double>(T) * clip_s, duration_s);
+    Answer answer;
+    if (outputs.count("presence") == 1) answer.presence = download(outputs.at("presence"), "presence");
+    require(std::all_of(answer.presence.begin(), answer.presence.end(), [](float p) { return std::isfinite(p); }),
+            NOT_FINITE);
+    answer.moments = decode(download(outputs.at("spans"), "spans"), download(outputs.at("scores"), "scores"),
+                            static_cast<double>(T) * clip_s, duration_s);
+    return answer;
 }
 }  // namespace
 
 int main(int count, char** arguments) {
     try {
         require(count == 6, "expected PROJECTION.plan HEAD.plan PLUGIN.so VIDEO.safetensors TEXT.safetensors");
-        for (const Moment& moment : ground(arguments + 1))
+        const Answer answer = ground(arguments + 1);
+        for (const float presence : answer.presence) std::printf("presence %.6g\n", presence);
+        for (const Moment& moment : answer.moments)
             std::printf("%.2f %.2f %.6g\n", moment.start_s, moment.end_s, moment.score);
         return 0;
     } catch (const std::exception& error) {

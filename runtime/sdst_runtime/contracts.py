@@ -19,7 +19,7 @@ import numpy as np
 
 from . import bounds
 from .errors import ContractError, InputError
-from .showing import SHOWN, Span, as_frame, as_html, draw
+from .showing import SHOWN, Span, as_frame, as_html, draw, presence_text
 from .strict_json import dump_json, load_json, parse_strict
 from .tensor_files import read_arrays, write_arrays
 
@@ -269,10 +269,13 @@ class Grounding:
 
         Raises DependencyError where matplotlib is missing.
         """
-        return draw(self.query, self._spans(), self.saliency, self.clip_s, axes, top)
+        title = self.query
+        if self.presence is not None:
+            title += f"\n{presence_text(self.presence, bool(self.moments))}"
+        return draw(title, self._spans(), self.saliency, self.clip_s, axes, top)
 
     def _repr_html_(self) -> str:
-        return as_html(self.query, self._spans())
+        return as_html(self.query, self._spans(), self.presence)
 
     def _spans(self) -> list[Span]:
         return [(moment.start_s, moment.end_s, moment.score) for moment in self.moments]

@@ -39,12 +39,19 @@ def draw(title: str, spans: Sequence[Span], saliency: np.ndarray, clip_s: float,
     return axes
 
 
-def as_html(query: str, spans: Sequence[Span]) -> str:
-    """The best moments as an HTML table."""
+def presence_text(presence: float, found: bool) -> str:
+    """What is said of an answer's presence; `found`: it has moments."""
+    return f"presence {presence:.2f}" if found else f"nothing found (presence {presence:.2f})"
+
+
+def as_html(query: str, spans: Sequence[Span], presence: float | None = None) -> str:
+    """The best moments as an HTML table, and the presence where it is known."""
     head = "".join(f"<th>{name}</th>" for name in ("start s", "end s", "score"))
     rows = "".join(
         f"<tr><td>{start:.2f}</td><td>{end:.2f}</td><td>{score:.3f}</td></tr>" for start, end, score in spans[:SHOWN]
     )
     more = f"<p>and {len(spans) - SHOWN} more</p>" if len(spans) > SHOWN else ""
     caption = html.escape(query.encode("utf-8", "backslashreplace").decode())
-    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+    said = "" if presence is None else f"<p>{presence_text(presence, bool(spans))}</p>"
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>" if spans or presence is None else ""
+    return f"<table><caption>{caption}</caption>{body}</table>{said}{more}"

@@ -64,8 +64,11 @@ def plan(
     return engine_bytes([*tensors, *others], nodes, profiles)
 
 
-def write_engines(folder: Path, scores: tuple[str, int] | None = AFTER_SPANS, projected: str = "float") -> None:
-    """projection.plan and head.plan; without `scores` nobody writes those."""
+def write_engines(
+    folder: Path, scores: tuple[str, int] | None = AFTER_SPANS, projected: str = "float",
+    presence: tuple[str, int] | None = None, outputs: Mapping[str, Shape] = {},
+) -> None:  # fmt: skip
+    """projection.plan and head.plan; without `scores` nobody writes those. `outputs`: more of the head."""
     video: dict[str, Shape] = {"video": (1, "T", K, V), "video_mask": (1, "T")}
     made = EngineTensor("projected", "output", projected, (1, "video:1", K, V))
     (folder / "projection.plan").write_bytes(plan(video, [made], [copied("video", 0, "projected")], projected))
@@ -78,11 +81,12 @@ def write_engines(folder: Path, scores: tuple[str, int] | None = AFTER_SPANS, pr
         EngineTensor("length", "internal", "int32", (1,)),
         EngineTensor("hidden", "internal", "float", (1, M, F)),
     ]
-    outputs = {"spans": (1, M, 2), "scores": (1, M), "saliency": (1, "projected:1")}
+    outputs = {"spans": (1, M, 2), "scores": (1, M), "saliency": (1, "projected:1"), **outputs}
     others += [EngineTensor(name, "output", "float", shape) for name, shape in outputs.items()]
     nodes = [EngineNode("sdst::RDSA.step1", (*reads, "length"), ("hidden",), {"num_heads": 2, "num_points": 4})]
     nodes += [copied("text", 0, "spans"), copied("projected", 0, "saliency")]
     nodes += [] if scores is None else [copied(*scores, "scores")]
+    nodes += [] if presence is None else [copied(*presence, "presence")]
     (folder / "head.plan").write_bytes(plan(asked, others, nodes, projected))
 
 
@@ -119,6 +123,20 @@ def test_moments_are_those_of_decode(programs, tmp_path, clips):
     write_engines(tmp_path)
     write_features(tmp_path, clips, duration_s=clips - 0.5)
     assert run(programs, tmp_path) == (0, decoded(clips=clips, duration_s=clips - 0.5), "")
+
+
+def test_a_head_with_presence(programs, tmp_path):
+    """It is said first; an output that the program does not know is bound all the same."""
+    last = ("text", SPANS.nbytes + SCORES.nbytes - 4)  # the second score
+    write_engines(tmp_path, presence=last, outputs={"presence": (1,), "more": (1, M, "projected:1")})
+    write_features(tmp_path)
+    assert run(programs, tmp_path) == (0, "presence 0.875\n" + decoded(), "")
+
+
+def test_a_presence_that_nobody_wrote(programs, tmp_path):
+    write_engines(tmp_path, outputs={"presence": (1,)})
+    write_features(tmp_path)
+    assert "the head's output holds NaN or infinity" in refusal(programs, tmp_path)
 
 
 def test_equal_scores_keep_their_order(programs, tmp_path):

@@ -52,7 +52,7 @@ def rows_of(rng: np.random.Generator, split: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def world(exported, exported_presence, tmp_path_factory) -> World:
+def world(exported, present, tmp_path_factory) -> World:
     root, rng = tmp_path_factory.mktemp("absent"), np.random.default_rng(0)
     data = DataConfig(root=str(root), train="", val="val.jsonl", test="test.jsonl", clip_s=1.0)
     spec = Bundle.open(exported.directory).manifest.spec
@@ -61,7 +61,7 @@ def world(exported, exported_presence, tmp_path_factory) -> World:
         write_jsonl(root / f"{split}.jsonl", rows)
         write_features(rows, root / "features", replace(spec, layers=3), rng)
     write_json(root / "config.json", asdict(TrainConfig(data=data)))
-    return World(root / "config.json", root, exported_presence.directory, exported.directory)
+    return World(root / "config.json", root, present.directory, exported.directory)
 
 
 def with_data(world: World, folder: Path, **changes) -> Path:

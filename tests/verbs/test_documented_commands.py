@@ -51,7 +51,7 @@ def snippets() -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture
-def folder(exported, video, tmp_path, monkeypatch) -> Path:
+def folder(exported, present, video, tmp_path, monkeypatch) -> Path:
     """The working directory of a reader who has run the demo and has data of their own."""
     from sdst_train.loop.checkpoint import load_checkpoint, save_checkpoint
 
@@ -62,6 +62,7 @@ def folder(exported, video, tmp_path, monkeypatch) -> Path:
     (tmp_path / "videos.txt").write_text("VIDEO.mp4\nOTHER.mp4\n")
     (tmp_path / "demo-out").mkdir()
     (tmp_path / "demo-out" / "bundle").symlink_to(exported.directory)
+    (tmp_path / "BUNDLE").symlink_to(present.directory)
     rng, checkpoint = np.random.default_rng(0), load_checkpoint(exported.checkpoint_path)
     rows = {split: [annotation(rng, qid, split) for qid in range(4)] for split in ("val", "test", "train")}
     for split, own in rows.items():

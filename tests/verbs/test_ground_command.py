@@ -149,3 +149,56 @@ def test_a_changed_video_is_encoded_again(capsys, folder, exported):
     assert json.loads(after)["duration_s"] == pytest.approx(5.0)
     assert after == ground(capsys, exported, A, QUERY, "--json")[1]
     assert len(list(Path("kept").iterdir())) == 2
+
+
+# ---------------------------------------------------------------- presence
+
+ASKED = (QUERY, OTHER, "a blue square blinks", "a green star spins")
+
+
+def presences(out: str) -> list[float | None]:
+    return [result["presence"] for result in json.loads(out)["results"]]
+
+
+def test_the_presence_of_every_answer(capsys, folder, exported, present):
+    code, out, _ = ground(capsys, present, A, *ASKED)
+    known = presences(ground(capsys, present, A, *ASKED, "--json")[1])
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("presence")] == [f"presence {p:.2f}" for p in known]
+    assert out.count("start s") == len(ASKED)
+    assert presences(ground(capsys, exported, A, QUERY, "--json")[1]) == [None]
+    assert "presence" not in ground(capsys, exported, A, QUERY)[1]
+
+
+@pytest.mark.parametrize("videos", [[A], [A, B]])
+def test_below_the_threshold_nothing_is_found(capsys, folder, present, videos):
+    known = presences(ground(capsys, present, A, *ASKED, "--json")[1])
+    limit = sum(sorted(known)[1:3]) / 2
+    code, out, _ = ground(capsys, present, *videos, *ASKED, "--threshold", limit)
+    assert code == 0
+    said = [f"presence {p:.2f}" if p >= limit else f"nothing found (presence {p:.2f})" for p in known]
+    assert [line for line in out.splitlines() if "presence" in line] == said * len(videos)
+    assert out.count("start s") == 2 * len(videos)
+    _, out, _ = ground(capsys, present, *videos, *ASKED, "--threshold", limit, "--json")
+    for line in out.splitlines():
+        results = json.loads(line)["results"]
+        assert [bool(result["moments"]) for result in results] == [p >= limit for p in known]
+        assert all(len(result["saliency"]) == 8 for result in results)
+
+
+def test_a_threshold_that_cannot_be(capsys, folder, exported, present):
+    code, out, err = ground(capsys, exported, A, QUERY, "--threshold", "0.5")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: threshold: {exported.directory} does not say whether an event is there; "
+        "train with --data.negatives 0.33 and export again\n"
+    )
+    code, out, err = ground(capsys, present, A, QUERY, "--threshold", "1.5")
+    assert (code, err) == (2, "error: threshold: expected a probability of 0 to 1, got 1.5\n")
+
+
+def test_the_report_says_that_nothing_was_found(capsys, folder, present):
+    assert ground(capsys, present, A, QUERY, "--threshold", "1", "--report", "page.html")[0] == 0
+    page = Path("page.html").read_text()
+    assert "Nothing found: the video does not seem to show this." in page
+    assert 'class="row moment-row' not in page

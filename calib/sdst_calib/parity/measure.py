@@ -32,7 +32,7 @@ class Candidate:
     """A copy of the model: its name in the report, its head, and what it is held to."""
 
     name: str
-    session: Session  # video, video_mask, text, text_mask -> spans, scores, saliency
+    session: Session  # video, video_mask, text, text_mask -> spans, scores, saliency, perhaps presence
     precision: str  # fp32, fp16, int8; torch for a checkpoint
     tolerances: Tolerances
 

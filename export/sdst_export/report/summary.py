@@ -84,6 +84,7 @@ _STAGES = (  # of the head, by the place among the modules, the first that fits
     ("sparse", "sparse stream"),
     ("classify", "heads"),
     ("actionness", "heads"),
+    ("presence", "heads"),
     ("text_pool", "heads"),
     ("", "masks, places, saliency"),
 )

@@ -41,6 +41,15 @@ class Row:
     start_s: float
     end_s: float
     score: float  # 0..1, of the moment
+    presence: float | None = None  # 0..1, that the video shows it at all; None: the bundle does not say
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the head says of a video and a sentence."""
+
+    moment: Moment  # the best
+    presence: float | None
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,9 @@ class Head:
         self._store = Store.open(store)
         self._grounder = Grounder(bundle, threads, vision=False)
 
-    def __call__(self, batch: Sequence[Question]) -> list[Moment]:
-        """The best moment of each question. Raises InputError when a file is damaged or newer than the ranking."""
-        return best_moments(self._grounder, self._store, batch)
+    def __call__(self, batch: Sequence[Question]) -> list[Found]:
+        """What is found for each question. Raises InputError when a file is damaged or newer than the ranking."""
+        return find(self._grounder, self._store, batch)
 
 
 class Corpus(ClosedAtEnd):
@@ -118,11 +127,12 @@ class Corpus(ClosedAtEnd):
             ranked += self._rank(queries[start:][:AT_ONCE], top)
             listener.ranked(min(start + AT_ONCE, len(queries)), len(queries))
         batches = _batches([question for question, _, _ in ranked], self.grounder.most_rows)
-        moments = self._moments(batches, engine, workers, listener)
+        answers = self._answers(batches, engine, workers, listener)
         return [
-            Row(question.query, question.video.vid, rank, aligned, found.start_s, found.end_s, found.score)
+            Row(question.query, question.video.vid, rank, aligned, best.start_s, best.end_s, best.score, found.presence)
             for question, rank, aligned in ranked
-            for found in (moments[question],)
+            for found in (answers[question],)
+            for best in (found.moment,)
         ]
 
     def sentences(self, queries: Sequence[str]) -> np.ndarray:
@@ -144,35 +154,37 @@ class Corpus(ClosedAtEnd):
             for rank, video in enumerate(map(int, best[place]), 1)
         ]
 
-    def _moments(
+    def _answers(
         self, batches: Sequence[Sequence[Question]], engine: Engine, workers: int, listener: AskListener
-    ) -> dict[Question, Moment]:
-        found: dict[Question, Moment] = {}
+    ) -> dict[Question, Found]:
+        answers: dict[Question, Found] = {}
         total = sum(map(len, batches))
-        for place, moments in self._work(batches, engine, workers):
-            if isinstance(moments, Died):
-                raise SessionError(f"asking {len(batches[place])} questions: {moments}; ask with fewer workers")
-            found.update(zip(batches[place], moments, strict=True))
-            listener.found(len(found), total)
-        return found
+        for place, found in self._work(batches, engine, workers):
+            if isinstance(found, Died):
+                raise SessionError(f"asking {len(batches[place])} questions: {found}; ask with fewer workers")
+            answers.update(zip(batches[place], found, strict=True))
+            listener.found(len(answers), total)
+        return answers
 
     def _work(
         self, batches: Sequence[Sequence[Question]], engine: Engine, workers: int
-    ) -> Iterable[tuple[int, list[Moment] | Died]]:
+    ) -> Iterable[tuple[int, list[Found] | Died]]:
         if engine == "local" and workers == 1:
-            return ((place, best_moments(self.grounder, self.store, batch)) for place, batch in enumerate(batches))
+            return ((place, find(self.grounder, self.store, batch)) for place, batch in enumerate(batches))
         folders = self.grounder.bundle.directory.absolute(), self.store.directory.absolute()
         return run(batches, partial(Head, *folders, self._threads or shared_threads(workers)), engine, workers)
 
 
-def best_moments(grounder: Grounder, store: Store, batch: Sequence[Question]) -> list[Moment]:
-    """The best moment of each question, from one batch. Raises what `Head` does."""
+def find(grounder: Grounder, store: Store, batch: Sequence[Question]) -> list[Found]:
+    """What is found for each question, from one batch. Raises what `Head` does."""
     asked: dict[Ranked, list[str]] = defaultdict(list)
     for question in batch:
         asked[question.video].append(question.query)
     answers = grounder.ground_many([(_projected(grounder, store, video), queries) for video, queries in asked.items()])
     found = {
-        Question(video, answer.query): answer.moments[0] for video, about in zip(asked, answers) for answer in about
+        Question(video, answer.query): Found(answer.moments[0], answer.presence)
+        for video, about in zip(asked, answers)
+        for answer in about
     }
     return [found[question] for question in batch]
 

@@ -45,5 +45,5 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _schema(arrow: Any) -> Any:
-    kinds = {"str": arrow.string(), "int": arrow.int64(), "float": arrow.float64()}
+    kinds = {"str": arrow.string(), "int": arrow.int64(), "float": arrow.float64(), "float | None": arrow.float64()}
     return arrow.schema([(field.name, kinds[str(field.type)]) for field in dataclasses.fields(Row)])

@@ -26,6 +26,7 @@ from .bundle import TOKENIZER, Bundle
 from .decode import PRESENCE, decode, require_finite
 from .inputs import Askable, OnProgress, Source, copied, counted, refusal, require_queries
 from .kept import KeptVideos
+from .scores import without_absent
 from .timings import Clock, Timings
 from .tokenizer import Tokenizer
 from .windows import SMALLEST, merge, require_window, split
@@ -68,7 +69,7 @@ class Grounder(ClosedAtEnd):
         self.kept = None if cache is None else self._kept_in(Path(cache))
         self.scores, self.threshold = bundle.scores(), threshold
         if threshold is not None:
-            self._require_presence(threshold)
+            self.require_threshold(threshold)
 
     @classmethod
     def load(
@@ -237,6 +238,16 @@ class Grounder(ClosedAtEnd):
         self.tokenizer.encode(query, self.spec.max_tokens)
         self.tokenizer.require_known(query)
 
+    def require_threshold(self, threshold: float) -> None:
+        """Raise InputError unless it is a probability and the bundle says whether an event is in a video."""
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold: expected a probability of 0 to 1, got {threshold}")
+        if PRESENCE not in self.grounding_model.outputs:
+            raise InputError(
+                f"threshold: {self.bundle.directory} does not say whether an event is there; train with "
+                "--data.negatives 0.33 and export again"
+            )
+
     def read(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """What the text model makes of sentences, B K L X float32, and which tokens are valid, B L bool.
 
@@ -297,17 +308,7 @@ class Grounder(ClosedAtEnd):
         """With probabilities where the bundle has them, and without moments where nothing was found."""
         answer = replace(answer, unknown_words=self.tokenizer.unknown_words(answer.query))
         answer = answer if self.scores is None else self.scores.apply(answer)
-        absent = self.threshold is not None and answer.presence is not None and answer.presence < self.threshold
-        return replace(answer, moments=()) if absent else answer
-
-    def _require_presence(self, threshold: float) -> None:
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold: expected a probability of 0 to 1, got {threshold}")
-        if PRESENCE not in self.grounding_model.outputs:
-            raise InputError(
-                f"threshold: {self.bundle.directory} does not say whether an event is there; train with "
-                "--data.negatives 0.33 and export again"
-            )
+        return answer if self.threshold is None else without_absent(answer, self.threshold)
 
     def _run(
         self, name: str, model: Session, inputs: Mapping[str, np.ndarray], output: str, mask: np.ndarray | None = None

@@ -72,6 +72,12 @@ class Scores:
         return replace(answer, presence=self.presence(raw), moments=moments)
 
 
+def without_absent(answer: Grounding, threshold: float) -> Grounding:
+    """Without moments where the presence is below `threshold`; one without a presence stays as it is."""
+    absent = answer.presence is not None and answer.presence < threshold
+    return replace(answer, moments=()) if absent else answer
+
+
 def read_scores(path: Path) -> Scores:
     """Raises InputError or ContractError for a file that is missing, damaged or of another format."""
     return read_strict(Scores, path, "calibrate the scores again")

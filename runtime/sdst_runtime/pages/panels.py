@@ -27,6 +27,7 @@ CLEAR_MOMENTS = 5  # moments with a row, a picture and a label of their own; the
 # Below it a best score says that nothing stands out. Of the demo's 273 held-out queries (one seed) the best moment was
 # right, IoU 0.5 or more, for 254, and the lowest score of those was 0.21.
 WEAK_SCORE = 0.2
+PRESENT = 0.5  # presence below which the event is more likely absent than there
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def _query(panel: QueryPanel, duration_s: float, scale: tuple[float, float]) -> 
     iou = best_iou(best, panel.truth) if best and panel.truth else None
     return {
         "sentence": sentence,
-        "quiet": None if best is None or best.score >= WEAK_SCORE else {"score": fixed(best.score, 2)},
+        "presence": None if panel.grounding.presence is None else fixed(panel.grounding.presence, 2),
+        "quiet": _quiet(panel.grounding.presence, best),
         "bars": bars[:CLEAR_MOMENTS],
         "rest": bars[CLEAR_MOMENTS:],
         "truth": None if panel.truth is None else [_bar(start_s, end_s, duration_s) for start_s, end_s in panel.truth],
@@ -157,6 +159,21 @@ def _query(panel: QueryPanel, duration_s: float, scale: tuple[float, float]) -> 
         "grade": "" if iou is None else "good" if iou >= 0.7 else "fair" if iou >= 0.5 else "poor",
         "saliency": _saliency(panel.grounding, duration_s, scale),
     }
+
+
+def _quiet(presence: float | None, best: Moment | None) -> str:
+    """What is said under a sentence that the video probably does not show. A presence, where there is one, decides."""
+    if presence is not None and best is None:
+        return "Nothing found: the video does not seem to show this."
+    if presence is not None and presence < PRESENT:
+        return f"The video probably does not show this: its presence is below {PRESENT:g}. Take the moments as guesses."
+    if presence is None and best is not None and best.score < WEAK_SCORE:
+        score = fixed(best.score, 2)
+        return (
+            f"Nothing stands out: the best score is {score} of 1, below {WEAK_SCORE:g}. The video may not show this; "
+            "take the moments as guesses."
+        )
+    return ""
 
 
 def _bar(start_s: float, end_s: float, duration_s: float, score: float = 1.0) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import InputError
 from ..files import write_text
 from .charts import fixed, line_chart, minus, percent, short
-from .panels import WEAK_SCORE, VideoPanel, draw_video
+from .panels import VideoPanel, draw_video
 from .templates import policy_digest, render, source
 
 
@@ -98,7 +98,6 @@ def render_report(report: Report, folder: Path | None = None) -> str:
         "report.html",
         report=report,
         script=script,
-        weak_score=WEAK_SCORE,
         script_digest=policy_digest(script),
         videos=[draw_video(panel, folder) for panel in report.videos],
         latency=_latency(report.latency),

@@ -68,6 +68,10 @@ class Questions(_Strict):
 
     video: Annotated[str, Field(description="what POST /v1/videos called it")]
     sentences: Annotated[list[str], Field(min_length=1)]
+    threshold: Annotated[
+        float | None,
+        Field(ge=0, le=1, allow_inf_nan=False, description="an answer whose presence is below has no moments"),
+    ] = None
 
 
 class MomentAnswer(_Strict):
@@ -83,6 +87,7 @@ class SentenceAnswer(_Strict):
 
     query: str
     unknown_words: list[str]
+    presence: Annotated[float | None, Field(description="0 to 1, how likely the video shows it; null: not known")]
     moments: list[MomentAnswer]
     saliency: Annotated[list[float], Field(description="of each clip, -1 to 1")]
 
@@ -140,7 +145,7 @@ def _add_work(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/ground", response_model=Answers, operation_id="ground",
-        responses=responses(*_EVERYWHERE, *_BODY, "video_unknown", "bad_sentence", *_MODEL),
+        responses=responses(*_EVERYWHERE, *_BODY, "video_unknown", "bad_sentence", "bad_threshold", *_MODEL),
         openapi_extra=_body({"application/json": {"schema": Questions.model_json_schema()}}),
     )  # fmt: skip
     async def ground(request: Request) -> Response:
@@ -148,7 +153,7 @@ def _add_work(app: FastAPI, service: Service) -> None:
         if _kind(request) != "application/json":
             raise _unsupported("application/json", _kind(request))
         asked = await _parsed(Questions, request)
-        return Response(await service.ask(asked.video, asked.sentences), media_type="application/json")
+        return Response(await service.ask(asked.video, asked.sentences, asked.threshold), media_type="application/json")
 
 
 def _add_shelf(app: FastAPI, service: Service) -> None:

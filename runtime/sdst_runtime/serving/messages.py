@@ -24,6 +24,7 @@ class Ask:
     kept: Path
     name: str
     sentences: tuple[str, ...]
+    threshold: float | None = None  # of the presence
 
 
 @dataclass(frozen=True)

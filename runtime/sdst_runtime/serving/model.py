@@ -20,6 +20,7 @@ from ..contracts import EncodedVideo
 from ..errors import InputError, SdstError
 from ..grounding.decode import answer_json
 from ..grounding.grounder import Grounder
+from ..grounding.scores import without_absent
 from ..strict_json import dump_json
 from .messages import Ask, Cancel, Encode, Encoded, Fault, Forget, Probe, Ready, Reply, Unusable, Work
 
@@ -138,9 +139,20 @@ class Model:
     def _ask(self, work: Ask) -> str:
         for sentence in work.sentences:  # before the video is looked for: what is wrong with a sentence stays wrong
             self._grounder.check(sentence)
+        if work.threshold is not None:
+            self._require_threshold(work.threshold)
         video = self._kept(work)
         answers = self._grounder.ground_batch(video, work.sentences)
+        if work.threshold is not None:
+            answers = [without_absent(answer, work.threshold) for answer in answers]
         return dump_json(answer_json(work.name, video, answers))
+
+    def _require_threshold(self, threshold: float) -> None:
+        try:
+            self._grounder.require_threshold(threshold)
+        except InputError as error:  # it names the bundle's folder, which is nobody's business
+            said = str(error).replace(str(self._grounder.bundle.directory), "this server's model")
+            raise _Stopped("bad_threshold", said) from error
 
     def _kept(self, work: Ask) -> EncodedVideo:
         video = self._videos.get(work.kept)

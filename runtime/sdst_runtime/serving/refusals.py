@@ -23,6 +23,7 @@ STATUS = {  # code: HTTP status
     "unsupported_type": 415,
     "bad_body": 422,
     "bad_sentence": 422,
+    "bad_threshold": 422,
     "bad_video": 422,
     "video_too_long": 422,
     "queue_full": 429,

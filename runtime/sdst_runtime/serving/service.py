@@ -81,14 +81,14 @@ class Service:
         self._answered_s = time.monotonic()
         return self.videos.add(name, kept, encoded)
 
-    async def ask(self, name: str, sentences: list[str]) -> str:
+    async def ask(self, name: str, sentences: list[str], threshold: float | None = None) -> str:
         """The JSON of `sdst ground` about a kept video. Raises Refusal."""
         most = self.limits.sentences
         if not 1 <= len(sentences) <= most:
             raise Refusal("bad_sentence", f"sentences: expected 1 to {most}, got {len(sentences):,}; ask in parts")
         video = self.videos.get(name)
         with self.asking.place():
-            answer = await self.asking.do(Ask(video.file, name, tuple(sentences)))
+            answer = await self.asking.do(Ask(video.file, name, tuple(sentences), threshold))
         self._answered_s = time.monotonic()
         return answer
 

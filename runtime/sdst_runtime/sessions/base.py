@@ -114,8 +114,8 @@ class GroundingModel(ClosedAtEnd):
     """The projection of the video and the head, which does what follows for the sentence, behind one `run`.
 
     Inputs video B T K V float32, video_mask B T bool, text B K L X float32, text_mask B L bool; outputs spans B M 2
-    (start, end, fractions of the valid clips), scores B M, saliency B T. For many sentences about one video run
-    `projection` once and `head` for each.
+    (start, end, fractions of the valid clips), scores B M, saliency B T and, of heads that predict it, presence B. For
+    many sentences about one video run `projection` once and `head` for each.
     """
 
     def __init__(self, projection: Session, head: Session) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_noise
+from present_world import calibrated
 from processes import alive, wait_until
 
 from sdst.cli import main
@@ -25,6 +26,7 @@ from sdst_runtime.corpus.ask import AskListener, Corpus, Row
 from sdst_runtime.corpus.store import FACTS, Store, claimed
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.grounding.bundle import Bundle, write_manifest
+from sdst_runtime.grounding.scores import MomentLine, PresenceLine
 from sdst_runtime.sessions.base import GROUNDER_MODELS
 
 RAY_S = 300  # for a command with Ray, which takes 25 s on a busy machine
@@ -111,7 +113,10 @@ def test_the_command_prints_a_table_and_writes_the_same_rows(indexed, tmp_path, 
     assert main(["corpus", "ask", str(indexed), *SENTENCES, "--top", "3", "--out", str(table), "--threads", "1"]) == 0
     with table.open(newline="") as file:
         read = list(csv.DictReader(file))
-    assert [{name: type(row[name])(text[name]) for name in row} for row, text in zip(rows, read, strict=True)] == rows
+    assert [row["presence"] for row in rows] == [None] * 6
+    assert [text.pop("presence") for text in read] == [""] * 6
+    some = [{name: value for name, value in row.items() if name != "presence"} for row in rows]
+    assert [{name: type(row[name])(text[name]) for name in row} for row, text in zip(some, read, strict=True)] == some
 
 
 def test_rows_as_parquet(indexed, tmp_path):
@@ -121,6 +126,34 @@ def test_rows_as_parquet(indexed, tmp_path):
     table = parquet.read_table(out)
     assert table.column_names == [field.name for field in fields(Row)]
     assert [Row(**row) for row in table.to_pylist()] == rows_of(indexed)
+
+
+def test_rows_of_a_bundle_that_says_the_presence(indexed, videos, present, tmp_path, capsys):
+    """The same store: its projection is the same. As calibrated where it is; the order is that of the alignment."""
+    store, line = copied(indexed, tmp_path), PresenceLine(2.0, -1.0)
+    bundle = calibrated(present.directory, tmp_path / "calibrated", line, MomentLine(1.5, 0.5, 0.0))
+    raw, out = tmp_path / "raw.json", tmp_path / "rows.json"
+    ask = ["corpus", "ask", str(store), *SENTENCES, "--top", "3", "--threads", "1"]
+    assert main([*ask, "--bundle", str(present.directory), "--out", str(raw)]) == 0
+    assert main([*ask, "--bundle", str(bundle.directory), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    rows = [Row(**row) for row in json.loads(out.read_text())]
+    with Grounder.load(present.directory, threads=1) as grounder:
+        for row, before in zip(rows, json.loads(raw.read_text()), strict=True):
+            answer = grounder.ground(videos / f"{row.video}.mp4", row.query)
+            assert before["presence"] == pytest.approx(answer.presence, abs=0.02)  # the store is float16
+            assert row.presence == pytest.approx(line(before["presence"]))
+            assert f"{row.presence:.2f}" in shown
+    plain = rows_of(indexed)
+    assert [(row.query, row.video) for row in rows] == [(row.query, row.video) for row in plain if row.rank <= 3]
+    assert shown.count("presence") == 2 * len(SENTENCES)  # a column of each table
+    with Corpus.open(store, bundle.directory, threads=1) as corpus:
+        assert corpus.ask(SENTENCES, top=3, workers=2) == rows
+
+
+def test_rows_written_before_there_was_a_presence():
+    old = {"query": "q", "video": "v", "rank": 1, "alignment": 0.5, "start_s": 1.0, "end_s": 2.0, "score": 0.25}
+    assert Row(**old).presence is None
 
 
 # ---------------------------------------------------------------- who does the work

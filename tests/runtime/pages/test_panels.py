@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,28 @@ def test_nothing_stands_out_is_said_when_all_scores_are_weak(scores, said):
     page = page_of(QueryPanel(grounding(*scores)))
     assert ("Nothing stands out" in page) == (said is not None)
     assert said is None or said in page
+
+
+@pytest.mark.parametrize(
+    ("scores", "presence", "said"),
+    [
+        ((0.1,), 0.5, None),  # a presence decides, not the score
+        ((0.9,), 0.49, "The video probably does not show this: its presence is below 0.5."),
+        ((), 0.9, "Nothing found: the video does not seem to show this."),
+    ],
+)
+def test_a_presence_decides_what_is_said(scores, presence, said):
+    page = page_of(QueryPanel(replace(grounding(*scores), presence=presence)))
+    assert f'<span class="presence">presence <b>{presence:.2f}</b></span>' in page
+    assert "presence: how likely the video shows it at all" in page  # the legend
+    assert ('class="quiet"' in page) == (said is not None)
+    assert said is None or said in page
+    assert "no moment found" not in page
+
+
+def test_without_a_presence_the_page_does_not_speak_of_it():
+    page = page_of(QueryPanel(grounding(0.9)))
+    assert "presence" not in page.replace(".presence", "")
 
 
 def test_what_rounds_to_nothing_has_no_sign():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -189,15 +190,17 @@ def test_no_script_of_the_users_runs(browser, clip, tmp_path):
 def test_nothing_is_cut_and_no_labels_collide(browser, clip, tmp_path, width):
     long = "a sentence of many words, and a Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamter"
     hours = Grounding(long, tuple(Moment(800.0 * i, 800.0 * i + 700, 0.9 - 0.1 * i) for i in range(9)),
-                      np.linspace(-0.6, 0.3, 300, dtype=np.float32), clip_s=30.0)  # fmt: skip
+                      np.linspace(-0.6, 0.3, 300, dtype=np.float32), clip_s=30.0, presence=0.974)  # fmt: skip
     frames = tuple((900.0 * i + 450, picture) for i, picture in enumerate(key_frames(clip, [1.0] * 10, 72)))
     weak = QueryPanel(Grounding("weak", (Moment(1.0, 2.0, 0.1),), np.full(300, -0.3, np.float32), clip_s=30.0), ())
+    guess = QueryPanel(replace(hours, query="a guess", presence=0.31), ())
+    absent = QueryPanel(replace(hours, query=long, moments=(), presence=0.031))
     report = Report(
         "Moments of a_file_with_a_very_long_name_without_a_single_space_in_it.mp4",
         subtitle="x" * 70,
         videos=(
             panel(clip, clip, long),
-            VideoPanel("v" * 60, 9000.0, frames, (QueryPanel(hours, ((8000.0, 9000.0),)), weak)),
+            VideoPanel("v" * 60, 9000.0, frames, (QueryPanel(hours, ((8000.0, 9000.0),)), weak, guess, absent)),
         ),
         latency=(StageLatency("decode", 12345.6, 1, "a video", 75), StageLatency("total", 2.0, 1, "sum of medians")),
         machine=(("instructions", "avx2 fma f16c avx512f avx512bw avx512_vnni avx512_bf16 amx_int8 amx_bf16"),),

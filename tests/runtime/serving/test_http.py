@@ -228,6 +228,11 @@ BODIES = [
     ("/v1/ground", b'{"video": "x", "sentences": "one"}', "bad_body"),
     ("/v1/ground", b'{"video": "x", "sentences": []}', "bad_body"),
     ("/v1/ground", b'{"video": "x", "sentences": ["a"], "top": 3}', "bad_body"),
+    ("/v1/ground", b'{"video": "x", "sentences": ["a"], "threshold": 1.01}', "bad_body"),
+    ("/v1/ground", b'{"video": "x", "sentences": ["a"], "threshold": -0.01}', "bad_body"),
+    ("/v1/ground", b'{"video": "x", "sentences": ["a"], "threshold": NaN}', "bad_body"),
+    ("/v1/ground", b'{"video": "x", "sentences": ["a"], "threshold": "0.5"}', "bad_body"),
+    ("/v1/ground", b'{"video": "x", "sentences": ["a"], "threshold": true}', "bad_body"),
     ("/v1/ground", b'{"video": "x", "sentences": ["a"]}', "video_unknown"),
     ("/v1/ground", b'{"video": "../x", "sentences": ["a"]}', "video_unknown"),
     ("/v1/ground", b" " * 1_100_000, "too_large"),
@@ -261,6 +266,37 @@ def test_sentences_that_are_refused(server, name, sentences, said):
     assert answer.status == 422
     assert answer.code in ("bad_sentence", "bad_body")
     assert said in answer.json["error"]["message"]
+
+
+def test_a_threshold_for_a_model_without_presence(server, name, exported):
+    answer = server.post("/v1/ground", {"video": name, "sentences": [QUERY], "threshold": 0.5})
+
+    assert (answer.status, answer.code) == (422, "bad_threshold")
+    said = answer.json["error"]["message"]
+    assert said.startswith("threshold: this server's model does not say whether an event is there; train with")
+    assert str(exported.directory) not in answer.body.decode()
+    assert server.ask(name).json["results"][0]["presence"] is None
+
+
+def test_a_threshold(present, tmp_path, video):
+    """Of a question: the next one is answered without it. 0 and 1 are thresholds too, and null is none."""
+    asked = [QUERY, OTHER, "a ring grows", "a green star spins"]
+    with serving(present.directory, tmp_path) as served:
+        video_name = served.upload(video.read_bytes()).json["video"]
+        free = served.ask(video_name, *asked).json["results"]
+        known = [result["presence"] for result in free]
+        limit = sum(sorted(known)[1:3]) / 2
+        question = {"video": video_name, "sentences": asked}
+        got = served.post("/v1/ground", {**question, "threshold": limit})
+        none, every, null = (
+            served.post("/v1/ground", {**question, "threshold": limit}).json["results"] for limit in (1, 0, None)
+        )
+
+        expected = [{**result, "moments": result["moments"] * (result["presence"] >= limit)} for result in free]
+        assert got.json["results"] == expected
+        assert Answers.model_validate_json(got.body).model_dump() == got.json
+        assert [result["moments"] for result in none] == [[]] * 4
+        assert every == null == free == served.ask(video_name, *asked).json["results"]
 
 
 def test_unknown_words_among_known_ones_are_named(server, name):

@@ -14,7 +14,7 @@ from browser import faults, visited
 from processes import wait_until
 from served import QUERY, Served, serving
 
-from sdst_runtime.pages.panels import WEAK_SCORE
+from sdst_runtime.pages.panels import PRESENT, WEAK_SCORE
 from sdst_runtime.serving.app import PAGE
 
 OTHER = "a blue square blinks"
@@ -108,6 +108,38 @@ def test_the_keyboard_alone(browser, server, video):
         assert "line" in reached
         assert [what for what in reached if re.match(r"\d+:", what)]
         until(tab, "plays === 1")  # it may have come to its end by now
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_presence_is_said_and_what_is_not_there_is_folded(browser, present, tmp_path, video, width):
+    """The answers are changed on their way: one is there, one is not, and one had a threshold."""
+
+    def changed(route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        assert all(0 < result["presence"] < 1 for result in body["results"])
+        for result, presence in zip(body["results"], (0.971, 0.031, 0.001)):
+            result["presence"] = presence
+        body["results"][2]["moments"] = []
+        route.fulfill(response=answer, json=body)
+
+    with serving(present.directory, tmp_path) as served, page(browser, served, width) as tab:
+        choose(tab, video)
+        tab.route("**/v1/ground", changed)
+        ask(tab, QUERY, OTHER, "a ring grows")
+        there, absent, cut = (tab.locator("article").nth(i) for i in range(3))
+
+        said = tab.eval_on_selector_all(".presence", "list => list.map((e) => e.textContent)")
+        assert said == ["presence 0.97", "Nothing found (presence 0.03).", "Nothing found (presence < 0.01)."]
+        assert (there.locator(".bar").count() > 0, absent.locator(".bar").count(), cut.locator(".bar").count()) == (
+            True, 0, 0,
+        )  # fmt: skip
+        assert there.locator(".moments button").first.is_visible()
+        assert not absent.locator(".moments button").first.is_visible()
+        absent.locator("summary").click()
+        assert absent.locator(".moments button").first.is_visible()
+        assert cut.locator("summary").count() == cut.locator(".moments").count() == 0
+        assert faults(tab) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -253,7 +285,9 @@ def test_a_token_is_asked_for(browser, exported, tmp_path, video):
 
 
 def test_when_nothing_stands_out_is_the_reports_rule():
-    assert f"const WEAK_SCORE = {WEAK_SCORE};" in (PAGE / "page.js").read_text()
+    text = (PAGE / "page.js").read_text()
+    assert f"const WEAK_SCORE = {WEAK_SCORE};" in text
+    assert f"const PRESENT = {PRESENT};" in text
 
 
 def test_the_page_needs_no_network_and_no_inline_code():

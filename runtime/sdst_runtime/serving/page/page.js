@@ -4,6 +4,7 @@
 const SHOWN = 5; // moments a sentence
 const FAINT = 0.1; // of the best score: moments below it are not shown
 const WEAK_SCORE = 0.2; // below it a best score says that nothing stands out: WEAK_SCORE of pages/panels.py
+const PRESENT = 0.5; // a lower presence says that nothing was found: PRESENT of pages/panels.py
 const TRIES = 4; // of a request that is told to come later
 const $ = (id) => document.getElementById(id);
 const video = $("video");
@@ -274,12 +275,22 @@ function showResult(place, result, { duration_s, clip_s }) {
     make("p", article, { class: "note", text: `Not known, and left out: ${result.unknown_words.join(", ")}` });
   const least = FAINT * (result.moments[0]?.score ?? 0);
   const best = result.moments.slice(0, SHOWN).filter((moment) => moment.score >= least);
-  if (!best.length || best[0].score < WEAK_SCORE)
+  const absent = result.presence !== null && (result.presence < PRESENT || !best.length);
+  if (result.presence !== null) {
+    const presence = `presence ${score_of(result.presence)}`;
+    make("p", article, { class: "note presence", text: absent ? `Nothing found (${presence}).` : presence });
+  } else if (!best.length || best[0].score < WEAK_SCORE)
     make("p", article, {
       class: "note", text: "Nothing stands out: the video may not show this. Take the moments as guesses.",
     });
-  showLine(article, result, best, duration_s, clip_s);
-  const list = make("ol", article, { class: "moments", "aria-label": "Moments, the surest first" });
+  showLine(article, result, absent ? [] : best, duration_s, clip_s);
+  if (!best.length) return;
+  let place_of_list = article;
+  if (absent) {
+    place_of_list = make("details", article);
+    make("summary", place_of_list, { text: "Guesses" });
+  }
+  const list = make("ol", place_of_list, { class: "moments", "aria-label": "Moments, the surest first" });
   for (const moment of best) {
     const from = clock(moment.start_s), to = clock(moment.end_s), score = score_of(moment.score);
     const button = make("button", make("li", list), { type: "button", text: `${from} – ${to} ` });

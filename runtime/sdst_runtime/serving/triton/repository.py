@@ -10,6 +10,7 @@ from typing import Any
 from ...errors import InputError
 from ...files import write_json, write_text
 from ...grounding.bundle import DATA_SUFFIX, MANIFEST, TOKENIZER, Bundle
+from ...grounding.scores import SCORES
 from ...sessions.base import TensorInfo
 from ...sessions.tensorrt.sidecar import read_sidecar
 from .configuration import GROUND, Kind, Signature, ground_configuration, model_configuration
@@ -40,7 +41,7 @@ def write_repository(bundle: Bundle, out: Path, kind: Kind, root: Path | None = 
         ground, spec = whole / GROUND, bundle.manifest.spec
         version = ground / "1"
         version.mkdir(parents=True)
-        for name in (MANIFEST, TOKENIZER):
+        for name in (MANIFEST, TOKENIZER, *({SCORES} & bundle.manifest.files.keys())):
             shutil.copy(bundle.directory / name, version)
         write_json(version / SIGNATURES, signatures)
         write_text(version / "model.py", _MODEL.format("GroundModel"))

@@ -10,12 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_files import sidecar
+from present_world import calibrated
 from triton_server import triton_python, write_repository
 
+from sdst_runtime import Grounder
 from sdst_runtime.files import sha256_file
-from sdst_runtime.grounding.bundle import Bundle, write_manifest
+from sdst_runtime.grounding.bundle import Bundle, Manifest, write_manifest
+from sdst_runtime.grounding.scores import MomentLine, PresenceLine
+from sdst_runtime.serving.triton.bls import TritonBundle, UnaskedSession
 from sdst_runtime.sessions.base import GROUNDER_MODELS, MODELS
 from sdst_runtime.sessions.tensorrt.sidecar import (
     SUFFIX,
@@ -25,6 +30,7 @@ from sdst_runtime.sessions.tensorrt.sidecar import (
     read_sidecar,
     write_sidecar,
 )
+from sdst_runtime.strict_json import read_strict
 
 CLIENT = Path(__file__).with_name("triton_client.py")
 TYPES = {
@@ -147,6 +153,24 @@ def test_an_old_bundle_without_the_sentence(exported, tmp_path):
     found = configurations(tmp_path / "models")
     assert sorted(found) == sorted([*GROUNDER_MODELS, "sdst_ground"])
     assert [output["name"] for output in found["sdst_ground"]["output"]] == ["answers", "video"]
+
+
+def test_a_head_with_presence_and_its_calibrated_scores(present, tmp_path):
+    """The fourth output is configured and told to sdst_ground, beside which scores.json lies."""
+    bundle = calibrated(present.directory, tmp_path / "bundle", PresenceLine(2.0, -1.0), MomentLine(1.5, 0.5, 0.0))
+    done = write_repository(bundle.directory, tmp_path / "models", "cpu")
+    assert done.returncode == 0, done.stderr
+    with bundle.session("head") as head:
+        outputs = tensors(head.outputs)
+    assert configurations(tmp_path / "models")["head"]["output"] == outputs
+    assert outputs[-1] == {"name": "presence", "data_type": "TYPE_FP32", "dims": ["-1"]}
+    folder = tmp_path / "models" / "sdst_ground" / "1"
+    assert json.loads((folder / "models.json").read_text())["head"]["outputs"]["presence"]["shape"] == ["B"]
+    manifest = read_strict(Manifest, folder / "bundle.json", "")
+    with Grounder(TritonBundle(folder, manifest, UnaskedSession)) as grounder:
+        assert grounder.scores == bundle.scores() is not None
+        answer = grounder.ground(grounder.encode(np.zeros((2, 28, 28, 3), np.uint8), [0.0, 1.0]), "a red circle")
+    assert answer.presence == PresenceLine(2.0, -1.0)(0.0)
 
 
 def test_a_bundle_of_the_other_kind(exported, engines, tmp_path):
