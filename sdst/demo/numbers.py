@@ -5,14 +5,12 @@ Retrieval is measured on the queries that are in their videos; the presence, whe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sdst_runtime.data.annotations import Row, is_absent
-from sdst_runtime.data.dataset import Sample
 from sdst_runtime.metrics.evaluator import LENGTH_RANGES_S, evaluate, top_clip_in_window
 from sdst_runtime.metrics.presence import auroc, presences
 from sdst_runtime.metrics.score import absent_too, by_windows, present
@@ -67,20 +65,6 @@ def presence(rows: Sequence[Row], control: Sequence[Row], truth: Sequence[Row]) 
     parts = {"near misses": near, "others": others, "shuffled queries": (control, truth)}
     kinds = {f"AUROC {name}": _auroc(*part) for name, part in parts.items()}
     return {"presence": {name: _rounded(value) for name, value in (absent_too(rows, truth) | kinds).items()}}
-
-
-def with_other_queries(samples: Sequence[Sample]) -> list[Sample]:
-    """The control: each sentence replaced by one of another video, windows as they were.
-
-    A model that ignores the sentence scores the same here; the gap is what it owes to the sentence.
-    """
-    count = len(samples)
-    mixed = []
-    for i, sample in enumerate(samples):
-        others = (samples[(i + count // 2 + k) % count] for k in range(count))
-        other = next(s for s in others if s.row["vid"] != sample.row["vid"])
-        mixed.append(dataclasses.replace(sample, text=other.text))
-    return mixed
 
 
 def tables(summary: dict[str, Any]) -> tuple[Table, ...]:

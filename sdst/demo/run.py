@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdst_calib.parity.measure import max_abs_error
+from sdst_calib.scores.measure import with_other_sentences
 from sdst_export.bundle import export_bundle
 from sdst_runtime import Grounder, bounds
 from sdst_runtime.data.annotations import is_absent
@@ -44,7 +45,7 @@ from ..panels import latency_rows, video_panel
 from ..progress import counted
 from ..training import train_with_progress
 from .dataset import CLIP_S, World, render_dataset
-from .numbers import METRICS, in_parts, measured, presence, tables, with_other_queries
+from .numbers import METRICS, in_parts, measured, presence, tables
 from .place import clear_run, demo_folder
 from .prepare import SEED, TRAIN_VIDEOS, VAL_VIDEOS, extract
 from .search import facts as search_facts
@@ -115,7 +116,7 @@ def _run(config: TrainConfig, train_videos: int, val_videos: int) -> None:
         torch_head = TorchSession(checkpoint.model)
         rows = predict(torch_head, val_samples, CLIP_S)
         write_jsonl(out / "run" / "val_predictions.jsonl", rows)
-        control = predict(torch_head, with_other_queries(val_samples), CLIP_S)
+        control = predict(torch_head, with_other_sentences(val_samples), CLIP_S)
 
     with stages.timed("export"):
         bundle, _ = export_bundle(checkpoint, backbone, out / "bundle", stages.say)

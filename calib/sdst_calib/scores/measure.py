@@ -91,7 +91,10 @@ def ask(head: Session, samples: Sequence[Sample], layers: int, on_done: Callable
 
 
 def with_other_sentences(samples: Sequence[Sample]) -> list[Sample]:
-    """The control: each query keeps its video and its label and gets the sentence of one about another video."""
+    """The control: each query keeps its video and its label and gets the sentence of one about another video.
+
+    A model that ignores the sentence says the same here. Raises InputError when all queries are about one video.
+    """
     count, mixed = len(samples), []
     for i, sample in enumerate(samples):
         others = (samples[(i + count // 2 + k) % count] for k in range(count))

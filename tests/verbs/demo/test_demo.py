@@ -65,12 +65,12 @@ def test_the_numbers_are_those_of_the_predictions(out):
 
 
 def test_the_control_takes_another_videos_sentence(out):
-    from sdst.demo.run import demo_config, with_other_queries
+    from sdst.demo.run import demo_config, with_other_sentences
     from sdst_runtime.data.dataset import load_split
 
     samples = load_split(demo_config(out, 1, 7).data, "val").samples
     videos = {id(sample.text): sample.row["vid"] for sample in samples}
-    for sample, mixed in zip(samples, with_other_queries(samples), strict=True):
+    for sample, mixed in zip(samples, with_other_sentences(samples), strict=True):
         assert mixed.row is sample.row
         assert mixed.video is sample.video
         assert videos[id(mixed.text)] != sample.row["vid"]
