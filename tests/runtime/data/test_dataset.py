@@ -341,6 +341,7 @@ def test_inspection(data):
     assert dataclasses.asdict(found) == {
         "problems": [], "repairs": dataclasses.asdict(Repairs()), "queries": 3, "videos": 2, "clips": (10, 10, 10),
         "tokens": (4, 4, 5), "layers": K, "video_width": V, "text_width": X, "windows": 4, "most_windows": 2,
+            "absent": 0,
     }  # fmt: skip
 
 

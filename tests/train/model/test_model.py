@@ -81,7 +81,7 @@ def test_every_switch_trains(attention, feature_mode, query_init, layer_order, g
     for layers, points, queries, reference_init in ((1, 1, 1, "grid"), (2, 4, 3, "random"), (4, 2, 7, "grid")):
         model = build(
             attention=attention, feature_mode=feature_mode, query_init=query_init, layer_order=layer_order, gate=gate,
-            layers=layers, points=points, queries=queries, reference_init=reference_init,
+            layers=layers, points=points, queries=queries, reference_init=reference_init, presence=True,
         ).train()  # fmt: skip
         batch = inputs([9, 1, 4], [3, 5, 1], layers=layers)
         out = model(**batch)
@@ -91,6 +91,7 @@ def test_every_switch_trains(attention, feature_mode, query_init, layer_order, g
         assert out.saliency_BT.shape == (3, 9)
         assert out.video_KBTF.shape == (layers, 3, 9, SMALL.width)
         assert out.text_KBF.shape == (layers, 3, SMALL.width)
+        assert out.presence_B.shape == (3,)
         total = sum((x * torch.randn_like(x)).sum() for x in vars(out).values())
         assert torch.isfinite(total)
         total.backward()
@@ -102,6 +103,28 @@ def test_every_switch_trains(attention, feature_mode, query_init, layer_order, g
             alone = queries == 1 and ("self_attention.query" in name or "self_attention.key" in name)
             if not indifferent and not alone:
                 assert parameter.grad.any(), name
+
+
+def test_references_teach_the_step_before_unless_they_are_detached():
+    """The same moments, and other gradients of the layer that moves them."""
+    found = []
+    for detached in (True, False):
+        model = build(layers=2, detach_references=detached, input_dropout=0.0, drop_path=0.0).train()
+        torch.nn.init.normal_(model.sparse.span[-1].weight, generator=torch.Generator().manual_seed(0))
+        moments = model.forward(**inputs([9, 4], [3, 5], layers=2)).span_KBM2
+        moments[-1].sum().backward()
+        found.append((moments.detach(), model.sparse.span[-1].bias.grad))
+    (detached, taught_less), (attached, taught) = found
+    assert torch.equal(detached, attached)
+    assert not torch.allclose(taught_less, taught, rtol=0.01)
+
+
+def test_the_context_of_rdsa_is_of_a_channel_or_of_all():
+    one, all_of_them = (build(rdsa_context=context) for context in ("depthwise", "full"))
+    assert all_of_them.sparse.sample.context.weight.shape == (SMALL.width, SMALL.width, 3)
+    assert parameter_count(all_of_them) - parameter_count(one) == 3 * SMALL.width * (SMALL.width - 1)
+    out = ground(all_of_them, inputs([5, 2], [3, 1], layers=all_of_them.config.layers))
+    assert all(torch.isfinite(x).all() for x in out)
 
 
 @pytest.mark.parametrize("attention", KINDS)
