@@ -276,7 +276,7 @@ def test_a_mistyped_verb_gets_a_suggestion(capsys, words, says):
 def test_a_group_lists_its_verbs(capsys, rest):
     for group, verbs in {
         "features": ["video", "text", "pack", "verify", "convert"],
-        "calibrate": ["ranges", "audit", "int8"],
+        "calibrate": ["ranges", "audit", "scores", "int8"],
         "plugins": ["build", "info"],
     }.items():
         code, out, err = run(capsys, group, *rest)
