@@ -82,6 +82,7 @@ class LossConfig:
     match_focal: float = 6.0
     presence: float = 1.0  # of the probability that the event is there, where the model predicts one
     overlap: Literal["iou", "giou"] = "iou"
+    actionness_form: Literal["l1", "bce"] = "l1"  # of the actionness against the IoU; l1 can die at zero
     temperature: float = 0.07
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ def compute_losses(out: Outputs, targets: Targets, config: LossConfig, team: Tea
     losses = {name: mr * value for name, value in moment.items()}
     there = targets.present_B
     count = team.total(there.sum()).clamp(min=1) / team.world
-    losses["actionness"] = mr * config.actionness * actionness_errors(out, targets)[there].sum() / count
+    losses["actionness"] = mr * config.actionness * actionness_errors(out, targets, config)[there].sum() / count
     highlight_B = highlight_errors(out.saliency_BT.float(), targets, config.temperature)
     losses["highlight"] = config.highlight * team.mean_over_batch(highlight_B)
     losses["alignment"] = config.alignment * alignment_loss(
@@ -125,11 +125,19 @@ def pairwise_overlap(a_N2: Tensor, b_W2: Tensor, *, generalised: bool = False) -
     return iou - (hull - union) / hull.clamp(min=1e-6)
 
 
-def actionness_errors(out: Outputs, targets: Targets) -> Tensor:
-    """L1 between actionness and the best IoU with a window of the same video, last step, mean over moments: B."""
+def actionness_errors(out: Outputs, targets: Targets, config: LossConfig) -> Tensor:
+    """Actionness against the best IoU with a window of the same query, last step, mean over moments: B.
+
+    L1 as in TadTR, or cross-entropy with the IoU as soft label. Most moments overlap no window, so the median that L1
+    looks for is zero, and where the sigmoid has come near it no gradient is left: on data that are hard at first the
+    whole actionness stays at zero. Cross-entropy looks for the mean and has a gradient everywhere.
+    """
     span = to_start_end(out.span_KBM2[-1].detach().float())
     iou = pairwise_overlap(span, targets.windows_BW2.float()).masked_fill(~targets.window_mask_BW[:, None], 0)
-    return (out.actionness_BM.float() - iou.amax(-1)).abs().mean(-1)
+    said, true = out.actionness_BM.float(), iou.amax(-1)
+    if config.actionness_form == "bce":
+        return functional.binary_cross_entropy(said, true.clamp(0, 1), reduction="none").mean(-1)
+    return (said - true).abs().mean(-1)
 
 
 def highlight_errors(saliency_BT: Tensor, targets: Targets, temperature: float) -> Tensor:

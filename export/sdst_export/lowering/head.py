@@ -120,9 +120,8 @@ class _Head:
         centre, width = b.pick(span, [0], 2), b.pick(span, [1], 2)
         edges = b.add(b.op("Mul", width, b.constant([-0.5, 0.5])), centre)
         spans = b.op("Clip", edges, b.constant(0.0), b.constant(1.0))
-        certainty = b.op("Sigmoid", b.float(self.blocks.linear(model.classify, hidden)))
-        covered = self._actionness(dense, span)
-        scores = b.op("Squeeze", b.op("Mul", certainty, covered), b.constant([2], INT64))
+        logits = b.float(self.blocks.linear(model.classify, hidden)), self._actionness(dense, span)
+        scores = b.op("Squeeze", self._both(*logits), b.constant([2], INT64))
         found = spans, scores, self._saliency(dense)
         return found if model.presence is None else (*found, self._presence(model.presence, hidden))
 
@@ -135,8 +134,16 @@ class _Head:
         with b.at(self.blocks.path(module)):
             return b.op("Squeeze", b.op("Sigmoid", b.float(logit)), b.constant([1, 2], INT64))
 
+    def _both(self, one: Tensor, other: Tensor) -> Tensor:
+        """sigmoid(one) sigmoid(other) of logits, in their order down to the least float: below -18 the sigmoid of ONNX
+        Runtime on a CPU is flat, and the moments of a model whose scores are small would all be equal.
+        """
+        b = self.b
+        unlikely = b.add(*(b.op("Softplus", b.op("Neg", logit)) for logit in (one, other)))
+        return b.op("Exp", b.op("Neg", unlikely))
+
     def _actionness(self, dense: Tensor, span: Tensor) -> Tensor:
-        """B M 1."""
+        """The logit, B M 1."""
         b, module = self.b, self.model.actionness
         with b.at(self.blocks.path(module)):
             n, last = self.clips
@@ -145,9 +152,7 @@ class _Head:
             index = b.add(b.op("Mul", width, b.constant(place)), centre)  # B M bins 1 2
             rows = blend_rows(b, dense, index, last, np.zeros((module.bins, 1)), 1)
             rows = b.reshape(rows, 0, 0, module.bins * self.config.width)
-        cover = self.blocks.sequence(module.mlp, rows)
-        with b.at(self.blocks.path(module)):
-            return b.op("Sigmoid", b.float(cover))
+        return b.float(self.blocks.sequence(module.mlp, rows))
 
     def _saliency(self, dense: Tensor) -> Tensor:
         b, pool = self.b, self.model.text_pool

@@ -202,7 +202,9 @@ def test_perfect_moments_cost_nothing():
         if span[-1, b, m, 1] > 0:
             windows = targets.windows_BW2[b][targets.window_mask_BW[b]].tolist()
             perfect[b, m] = max(iou(start_end(span[-1, b, m].tolist()), w) for w in windows)
-    assert actionness_errors(dataclasses.replace(out, actionness_BM=perfect), targets).mean().item() < 1e-6
+    assert (
+        actionness_errors(dataclasses.replace(out, actionness_BM=perfect), targets, LossConfig()).mean().item() < 1e-6
+    )
 
 
 def test_actionness_is_told_of_its_own_video_only():
@@ -213,10 +215,12 @@ def test_actionness_is_told_of_its_own_video_only():
     targets = dataclasses.replace(make_targets(), windows_BW2=windows, window_mask_BW=mask)
     out = dataclasses.replace(make_outputs(), span_KBM2=span, actionness_BM=torch.tensor([[0.9, 0.9], [0.9, 0.9]]))
     truth = np.array([[0, 1], [1, 1 / 3]])
-    assert actionness_errors(out, targets).mean().item() == pytest.approx(np.abs(truth - 0.9).mean(), rel=1e-5)
+    assert actionness_errors(out, targets, LossConfig()).mean().item() == pytest.approx(
+        np.abs(truth - 0.9).mean(), rel=1e-5
+    )
     early = span.clone()
     early[:-1] = 0.5
-    same = actionness_errors(dataclasses.replace(out, span_KBM2=early), targets).mean()
+    same = actionness_errors(dataclasses.replace(out, span_KBM2=early), targets, LossConfig()).mean()
     assert same.item() == pytest.approx(np.abs(truth - 0.9).mean(), rel=1e-5)
 
 
@@ -327,6 +331,22 @@ def test_losses_of_half_outputs_are_computed_in_float32():
     for name, value in compute_losses(halves, targets, LossConfig()).items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(compute_losses(rounded, targets, LossConfig())[name].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["l1", "bce"])
+def test_an_actionness_near_zero_learns_by_cross_entropy_only(form):
+    """The IoU is 1, and the logit -20: the gradient of L1 goes through a sigmoid that is flat there."""
+    targets = make_targets(0, counts=(1,) * B)
+    span = to_centre_width(targets.windows_BW2[:, :1]).expand(K, -1, M, -1).clone()
+    logit = torch.full((B, M), -20.0, requires_grad=True)
+    out = dataclasses.replace(make_outputs(), span_KBM2=span, actionness_BM=logit.sigmoid())
+    errors = actionness_errors(out, targets, LossConfig(actionness_form=form))
+    errors.sum().backward()
+    assert errors.tolist() == pytest.approx([{"l1": 1.0, "bce": 20.0}[form]] * B, rel=1e-4)
+    assert logit.grad is not None
+    taught = -M * logit.grad
+    assert bool((taught < 1e-8).all()) == (form == "l1")
+    assert bool((taught > 0.99).all()) == (form == "bce")
 
 
 def test_gradients_reach_what_each_loss_is_about():
