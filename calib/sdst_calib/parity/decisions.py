@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from sdst_runtime.contracts import Grounding
 
 FIRST = 5  # moments whose order a person sees
-FLAT = 1e-6  # lower scores are one: below about 1.5e-8 ONNX Runtime's sigmoid on a CPU is flat, torch's is not
+FLAT = 1e-6  # lower scores are one: ONNX Runtime's sigmoid on a CPU, in older bundles, is flat below 1.5e-8
 
 
 @dataclass(frozen=True)
