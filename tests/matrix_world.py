@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/matrix_world.py FOLDER
 
-FOLDER gets a bundle of random weights, a video, a data set with its features and config.json, and `expected.json`: what
+FOLDER gets a bundle of random weights, the same with a presence in FOLDER/present, a video, a data set with its features and config.json, and `expected.json`: what
 `sdst ground` and `sdst eval` say of them here.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import make_exported, write_noise
+from present_world import make_present
 from random_split import QUERIES, annotation, write_features
 
 from sdst_runtime.data.config import DataConfig
@@ -29,6 +30,8 @@ QUERY = "a red circle moves to the left"
 
 def make_world(root: Path) -> None:
     make_exported(root)
+    (root / "present").mkdir()
+    make_present(root / "bundle", root / "best.safetensors", root / "present")
     write_noise(root / "noise.mp4")
     rng, spec = np.random.default_rng(0), Bundle.open(root / "bundle").manifest.spec
     for split in ("train", "val"):
