@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/matrix_world.py FOLDER
 
-FOLDER gets a bundle of random weights, the same with a presence in FOLDER/present, a video, a data set with its features and config.json, and `expected.json`: what
-`sdst ground` and `sdst eval` say of them here.
+FOLDER gets a bundle of random weights, the same with a presence in FOLDER/present, a video, a data set with its
+features and config.json, and `expected.json`: what `sdst ground` and `sdst eval` say of them here.
 """
 
 from __future__ import annotations
