@@ -66,7 +66,7 @@ def demo(
     epochs: int | None = None,
     web: bool = False,
 ) -> None:
-    """Run the whole line on rendered videos: about 6 minutes on 2 cores, of the plain world.
+    """Run the whole line on rendered videos: about 4.5 minutes on 2 cores, of the plain world.
 
     Args:
         out: Folder for videos, features, the run, the bundle, report.html and summary.json; default: demo-out, or
