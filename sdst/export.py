@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tyro
@@ -44,9 +43,7 @@ def export(
     keep = NOTHING_KEPT if keep_fp32 is None else read_keep(keep_fp32)
     trained, towers = load_checkpoint(checkpoint), load_backbone(backbone)
     scores = scores_of(checkpoint)
-    bundle, report = export_bundle(
-        trained, towers, out, lambda line: print(line, file=sys.stderr), precision, keep, scores  # noqa: T201
-    )  # fmt: skip
+    bundle, report = export_bundle(trained, towers, out, say, precision, keep, scores)
     make_console(stderr=True).print(report_table(report))
     print(bundle.directory)  # noqa: T201
     advise("sdst", "ground", "VIDEO", "a sentence", "--bundle", bundle.directory)

@@ -11,12 +11,9 @@ import tyro
 from rich.table import Table
 
 from sdst_runtime.data.config import SplitName
-from sdst_runtime.files import write_bytes, write_json
 from sdst_train.study.offsets import Offsets, Spread, StepSpread, draw, record_offsets, tabulate
 
-from .consoles import make_console
-from .inspected import label, open_run, picture_path, require_runs
-from .progress import counted
+from .inspected import Study, inspect_runs
 
 
 def offsets(
@@ -34,22 +31,13 @@ def offsets(
         root: Folder of the data set, instead of the one in each run's config.
         out: The picture, a PNG; the numbers go beside it as JSON. Default: offsets.png in the first run's folder.
     """
-    runs = require_runs(runs, "sdst inspect offsets")
-    picture = picture_path(out, runs[0] / "offsets.png")
-    recorded: dict[str, Offsets] = {}
-    summary: list[dict[str, Any]] = []
-    for run in runs:
-        checkpoint, samples = open_run(run, split, root)
-        with counted(f"{run}: predicting {split}") as on_done:
-            offset_run = record_offsets(checkpoint, samples, on_done=on_done)
-        recorded[label(run, runs)] = offset_run
-        table = tabulate(offset_run)
-        make_console().print(_table(run, split, table))
-        summary.append(_numbers(run, offset_run, table))
-    write_bytes(picture, draw(recorded))
-    numbers = picture.with_suffix(".json")
-    write_json(numbers, {"split": split, "unit": "half-widths of the moment; outside in percent", "runs": summary})
-    make_console().print(f"picture: {picture}, numbers: {numbers}", soft_wrap=True)
+    unit = "half-widths of the moment; outside in percent"
+    inspect_runs(Study("offsets", "predicting", unit, record_offsets, _show, draw), runs, split, root, out)
+
+
+def _show(run: Path, split: str, offset_run: Offsets) -> tuple[Table, dict[str, Any]]:
+    table = tabulate(offset_run)
+    return _table(run, split, table), _numbers(run, offset_run, table)
 
 
 def _numbers(run: Path, offset_run: Offsets, table: Sequence[StepSpread]) -> dict[str, Any]:

@@ -11,12 +11,9 @@ import tyro
 from rich.table import Table
 
 from sdst_runtime.data.config import SplitName
-from sdst_runtime.files import write_bytes, write_json
 from sdst_train.study.queries import Matches, Use, draw, record_matches, tabulate
 
-from .consoles import make_console
-from .inspected import label, open_run, picture_path, require_runs
-from .progress import counted
+from .inspected import Study, inspect_runs
 
 
 def queries(
@@ -34,22 +31,13 @@ def queries(
         root: Folder of the data set, instead of the one in each run's config.
         out: The picture, a PNG; the numbers go beside it as JSON. Default: queries.png in the first run's folder.
     """
-    runs = require_runs(runs, "sdst inspect queries")
-    picture = picture_path(out, runs[0] / "queries.png")
-    recorded: dict[str, Matches] = {}
-    summary: list[dict[str, Any]] = []
-    for run in runs:
-        checkpoint, samples = open_run(run, split, root)
-        with counted(f"{run}: matching {split}") as on_done:
-            matches = record_matches(checkpoint, samples, on_done=on_done)
-        recorded[label(run, runs)] = matches
-        table = tabulate(matches)
-        make_console().print(_table(run, split, matches, table))
-        summary.append(_numbers(run, matches, table))
-    write_bytes(picture, draw(recorded))
-    numbers = picture.with_suffix(".json")
-    write_json(numbers, {"split": split, "unit": "windows matched; shares in percent", "runs": summary})
-    make_console().print(f"picture: {picture}, numbers: {numbers}", soft_wrap=True)
+    unit = "windows matched; shares in percent"
+    inspect_runs(Study("queries", "matching", unit, record_matches, _show, draw), runs, split, root, out)
+
+
+def _show(run: Path, split: str, matches: Matches) -> tuple[Table, dict[str, Any]]:
+    table = tabulate(matches)
+    return _table(run, split, matches, table), _numbers(run, matches, table)
 
 
 def _numbers(run: Path, matches: Matches, table: Sequence[Use]) -> dict[str, Any]:

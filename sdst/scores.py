@@ -69,11 +69,10 @@ def scores(
     console = make_console()
     console.print(quality_table(report))
     console.print(threshold_table(report))
+    place = model / SCORES
     if is_bundle:
         add_scores(Bundle.open(model), found)
-        place = model / SCORES
     else:
-        place = model / SCORES
         write_json(place, {**asdict(found), "checkpoint_sha256": sha256_file(model / BEST)})
     console.print(f"{place}; picture: {out / PICTURE}, numbers: {out / REPORT}", soft_wrap=True)
     if is_bundle:

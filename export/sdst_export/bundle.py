@@ -7,9 +7,8 @@ from pathlib import Path
 
 from sdst_runtime.contracts import FP16, FP32
 from sdst_runtime.distribution import own_version
-from sdst_runtime.files import copy_file, make_directory, remove, write_text
-from sdst_runtime.grounding.bundle import MANIFEST, TOKENIZER, Bundle, write_manifest
-from sdst_runtime.grounding.scores import SCORES
+from sdst_runtime.files import make_directory, remove, write_text
+from sdst_runtime.grounding.bundle import MANIFEST, TOKENIZER, Bundle, copy_scores, write_manifest
 from sdst_train.backbone.towers import Backbone
 from sdst_train.loop.checkpoint import Checkpoint
 
@@ -36,12 +35,11 @@ def export_bundle(
     report, which is returned too) and, last, bundle.json into `out`.
 
     All models are in `precision` (half.py says what that means); of an fp16 bundle the modules that `keep` names, by
-    model, stay float32 (keep.py). `scores` is the file of
-    the checkpoint's calibrated scores. Weights too large for an ONNX file go into a .data
-    file beside it. An older bundle there is replaced once all exports have succeeded; while files change the directory
-    has no bundle.json and is no bundle. Raises ContractError when the checkpoint was trained on features of another
-    backbone, ExportError when a weight exceeds float16 and, before anything is exported, when `keep` names what is no
-    module or the bundle is fp32, InputError when `out` cannot be written.
+    model, stay float32 (keep.py). `scores` is the file of the checkpoint's calibrated scores. Weights too large for an
+    ONNX file go into a .data file beside it. An older bundle there is replaced once all exports have succeeded; while
+    files change the directory has no bundle.json and is no bundle. Raises ContractError when the checkpoint was trained
+    on features of another backbone, ExportError when a weight exceeds float16 and, before anything is exported, when
+    `keep` names what is no module or the bundle is fp32, InputError when `out` cannot be written.
     """
     backbone.spec.require(
         checkpoint.spec,
@@ -76,9 +74,6 @@ def export_bundle(
         save_model(graph, out / f"{name}.onnx")
     write_text(out / TOKENIZER, backbone.tokenizer_json)
     write_report(report, out)
-    if scores is None:
-        remove(out / SCORES)  # an older bundle's
-    else:
-        copy_file(scores, out / SCORES)
+    copy_scores(scores, out)
     models = {name: f"{name}.onnx" for name in graphs}
     return write_manifest(out, checkpoint.spec, models, own_version()), report

@@ -124,8 +124,8 @@ class RunBatches(Dataset[Any]):
 
     def __init__(self, samples: Sequence[Sample], config: TrainConfig, team: Team) -> None:
         self.samples, self.config, self.team = samples, config, team
-        self.absent = AbsentQueries(samples)
-        self.negatives = self.absent.count(config.data.negatives)
+        self.absent = AbsentQueries(samples) if config.data.negatives else None
+        self.negatives = 0 if self.absent is None else self.absent.count(config.data.negatives)
         count = len(samples) + self.negatives
         self.per_epoch = steps_per_epoch(count, config.batch_size)
         self._epoch: tuple[int, Sequence[Sample], EpochPlan] | None = None
@@ -152,7 +152,7 @@ class RunBatches(Dataset[Any]):
     def _planned(self, epoch: int) -> tuple[Sequence[Sample], EpochPlan]:
         """The samples of an epoch, drawn ones last, and its plan."""
         samples, seed = self.samples, self.config.seed
-        if self.negatives:
+        if self.absent is not None:
             drawn = self.absent.draw(self.negatives, np.random.default_rng((seed, epoch, NEGATIVES)))
             samples = [*samples, *drawn]
         lengths = np.array([len(s.video) for s in samples])

@@ -45,10 +45,10 @@ class Team:
         return x
 
     def mean_over_batch(self, x_B: Tensor) -> Tensor:
-        """This process's part of the mean over all samples of the batch."""
+        """This process's part of the mean over all samples of the batch; of none it is zero."""
         if self.world == 1:
-            return x_B.mean()
-        count = self.total(torch.tensor(float(len(x_B)), device=x_B.device))
+            return x_B.mean() if len(x_B) else x_B.sum()
+        count = self.total(torch.tensor(float(len(x_B)), device=x_B.device)).clamp(min=1)
         return x_B.sum() * (self.world / count)
 
     def gather(self, x: Tensor) -> Tensor:

@@ -44,8 +44,9 @@ def compute_losses(out: Outputs, targets: Targets, config: LossConfig, team: Tea
     moment = moment_losses(out.logit_KBM.float(), out.span_KBM2.float(), targets, config, team)
     losses = {name: mr * value for name, value in moment.items()}
     there = targets.present_B
-    count = team.total(there.sum()).clamp(min=1) / team.world
-    losses["actionness"] = mr * config.actionness * actionness_errors(out, targets, config)[there].sum() / count
+    losses["actionness"] = (
+        mr * config.actionness * team.mean_over_batch(actionness_errors(out, targets, config)[there])
+    )  # fmt: skip
     highlight_B = highlight_errors(out.saliency_BT.float(), targets, config.temperature)
     losses["highlight"] = config.highlight * team.mean_over_batch(highlight_B)
     losses["alignment"] = config.alignment * alignment_loss(
@@ -53,7 +54,7 @@ def compute_losses(out: Outputs, targets: Targets, config: LossConfig, team: Tea
     )
     if out.presence_B is not None:
         presence_B = functional.binary_cross_entropy_with_logits(
-            out.presence_B.float(), targets.present_B.float(), reduction="none"
+            out.presence_B.float(), there.float(), reduction="none"
         )
         losses["presence"] = config.presence * team.mean_over_batch(presence_B)
     losses["loss"] = torch.stack(list(losses.values())).sum()

@@ -252,7 +252,6 @@ def _factors() -> dict[str, tuple[str, Any, tuple[Any, ...]]]:
 def _value(config: TrainConfig, factor: str) -> Any:
     if factor == POOLING:
         return POOLS[0]
-    factor = factor.partition("=")[0]
     part = _factors()[factor][0]
     return getattr(getattr(config, part) if part else config, factor)
 

@@ -23,7 +23,7 @@ from matplotlib.image import AxesImage
 from sdst_runtime.data.annotations import is_absent
 from sdst_runtime.data.dataset import Sample, batches_by_length
 from sdst_runtime.errors import InputError
-from sdst_runtime.metrics.score import COUNTS
+from sdst_runtime.metrics.score import COUNTS, with_so_many
 
 from ..loop.batches import collate, needed_layers
 from ..loop.checkpoint import Checkpoint
@@ -104,13 +104,7 @@ def tabulate(matches: Matches) -> list[Use]:
 
 def groups(matches: Matches) -> dict[str, np.ndarray]:
     """The queries of each number of windows, S bool; numbers that no query has are left out."""
-    number_S = matches.windows_S
-    found = {ALL: np.ones(len(number_S), bool)}
-    for name, (least, most) in COUNTS.items():
-        chosen = (number_S >= least) & (number_S <= (most or number_S.max()))
-        if chosen.any():
-            found[name] = chosen
-    return found
+    return {ALL: np.ones(len(matches.windows_S), bool), **with_so_many(matches.windows_S)}
 
 
 def use(windows: str, queries: int, step: int | Literal["score"], count_M: np.ndarray) -> Use:

@@ -288,7 +288,7 @@ def _write(bundle: Bundle, out: Path, models: Mapping[str, onnx.ModelProto], rep
         else:
             _copy_model(bundle.directory / file, out / file)
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
-    copy_scores(bundle, out)
+    copy_scores(bundle.scores_path, out)
     write_json(out / REPORT, nulls_for_nan(dataclasses.asdict(report)))
     remove(out / EXPORT_REPORT)  # it would account for other graphs
     remove(out / SENSITIVITY)  # int8.json has it

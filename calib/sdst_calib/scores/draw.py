@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .measure import Quality, ScoreReport
 
@@ -27,14 +24,14 @@ SOLID = 0.01  # share of all from which on a bin is joined to others: of fewer t
 
 def draw_scores(report: ScoreReport) -> bytes:
     """A PNG of three panels: presence, moments, thresholds."""
-    figure, panels = plt.subplots(1, 3, figsize=(13.2, 5.0), layout="constrained")
+    figure = Figure(figsize=(13.2, 5.0), layout="constrained")
+    panels = figure.subplots(1, 3)
     counts = f"{report.queries} queries, {report.absent} of them absent"
     _draw_reliability(panels[0], f"Presence: {counts}", report.presence)
     _draw_reliability(panels[1], "Moments: IoU of 0.5 or more", report.moments)
     _draw_thresholds(panels[2], report)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
     return buffer.getvalue()
 
 

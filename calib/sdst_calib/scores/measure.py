@@ -16,8 +16,14 @@ from sdst_runtime.data.annotations import is_absent
 from sdst_runtime.data.dataset import Sample, batches_by_length, pad_inputs
 from sdst_runtime.errors import InputError
 from sdst_runtime.grounding.decode import PRESENCE, require_finite
-from sdst_runtime.grounding.scores import FORMAT, Scores
-from sdst_runtime.metrics.presence import answering, auroc, expected_calibration_error, reliability
+from sdst_runtime.grounding.scores import FORMAT, LEAST, Scores
+from sdst_runtime.metrics.presence import (
+    answering,
+    auroc,
+    expected_calibration_error,
+    recall_with_absent,
+    reliability,
+)
 from sdst_runtime.sessions.base import Session
 
 from .fit import fit_moments, fit_presence, staircase
@@ -157,7 +163,7 @@ def judge(answers: Answers, control: Answers) -> ScoreReport:
 
 def quality(probability_N: np.ndarray, true_N: np.ndarray) -> Quality:
     """Of probabilities of what was true or not."""
-    p = np.clip(probability_N, 1e-6, 1 - 1e-6)
+    p = np.clip(probability_N, LEAST, 1 - LEAST)
     return Quality(
         expected_calibration_error(probability_N, true_N),
         float(np.mean((probability_N - true_N) ** 2)),
@@ -168,12 +174,11 @@ def quality(probability_N: np.ndarray, true_N: np.ndarray) -> Quality:
 
 def _at(threshold: float, presence_N: np.ndarray, answers: Answers) -> dict[str, Any]:
     first_iou = answers.iou_NM[np.arange(len(answers.iou_NM)), answers.score_NM.argmax(1)]
-    answered = presence_N >= threshold
-    hit = np.where(answers.there_N, answered & (first_iou >= RIGHT_IOU), ~answered)
+    right = recall_with_absent(presence_N >= threshold, answers.there_N, first_iou >= RIGHT_IOU)
     return {
         "threshold": threshold,
         **answering(presence_N, answers.there_N, threshold),
-        "R1@0.5 with absent": 100 * float(hit.mean()),
+        "R1@0.5 with absent": right,
     }
 
 

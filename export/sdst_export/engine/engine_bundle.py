@@ -50,7 +50,7 @@ def build_bundle(
         if device and brought and _needs_library(sidecar):
             beside.append(_copy_library(device, brought, out))
     copy_file(bundle.directory / TOKENIZER, out / TOKENIZER)
-    copy_scores(bundle, out)
+    copy_scores(bundle.scores_path, out)
     models = {name: f"{name}.plan" for name in bundle.models}
     return write_manifest(out, bundle.manifest.spec, models, own_version(), beside)
 

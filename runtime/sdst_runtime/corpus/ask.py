@@ -128,12 +128,7 @@ class Corpus(ClosedAtEnd):
             listener.ranked(min(start + AT_ONCE, len(queries)), len(queries))
         batches = _batches([question for question, _, _ in ranked], self.grounder.most_rows)
         answers = self._answers(batches, engine, workers, listener)
-        return [
-            Row(question.query, question.video.vid, rank, aligned, best.start_s, best.end_s, best.score, found.presence)
-            for question, rank, aligned in ranked
-            for found in (answers[question],)
-            for best in (found.moment,)
-        ]
+        return [_row(question, rank, aligned, answers[question]) for question, rank, aligned in ranked]
 
     def sentences(self, queries: Sequence[str]) -> np.ndarray:
         """Q K F float32: what the clips are compared with."""
@@ -187,6 +182,13 @@ def find(grounder: Grounder, store: Store, batch: Sequence[Question]) -> list[Fo
         for answer in about
     }
     return [found[question] for question in batch]
+
+
+def _row(question: Question, rank: int, alignment: float, found: Found) -> Row:
+    best = found.moment
+    return Row(
+        question.query, question.video.vid, rank, alignment, best.start_s, best.end_s, best.score, found.presence
+    )  # fmt: skip
 
 
 def _batches(questions: Sequence[Question], rows: int) -> list[list[Question]]:

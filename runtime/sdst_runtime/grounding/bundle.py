@@ -100,9 +100,14 @@ class Bundle:
         """The bundle's own library of sdst::RDSA, if it lists one; it is loaded on the user's word alone."""
         return Brought(self.directory, self.manifest.files.get(LIBRARIES[device]))
 
+    @property
+    def scores_path(self) -> Path | None:
+        """The calibration of its scores; None before  sdst calibrate scores."""
+        return self.directory / SCORES if SCORES in self.manifest.files else None
+
     def scores(self) -> Scores | None:
-        """How its scores become probabilities; None before  sdst calibrate scores.  Raises what `read_scores` does."""
-        return read_scores(self.directory / SCORES) if SCORES in self.manifest.files else None
+        """How its scores become probabilities, where they are calibrated. Raises what `read_scores` does."""
+        return None if self.scores_path is None else read_scores(self.scores_path)
 
     def session(self, model: str, threads: int | None = None, as_written: bool = False) -> Session:
         """Open a model, as `open_session` does. Raises ContractError when its contract is not the bundle's."""
@@ -163,12 +168,12 @@ def add_scores(bundle: Bundle, scores: Scores) -> Bundle:
     return _write(bundle.directory, dataclasses.replace(bundle.manifest, files=files))
 
 
-def copy_scores(bundle: Bundle, out: Path) -> None:
-    """The calibration of a bundle's scores for another form of the same models; `out` has none where it has none."""
-    if SCORES in bundle.manifest.files:
-        copy_file(bundle.directory / SCORES, out / SCORES)
+def copy_scores(source: Path | None, out: Path) -> None:
+    """A calibration of scores, of a run or of another bundle, into the bundle `out`; without one it has none."""
+    if source is None:
+        remove(out / SCORES)  # an older bundle's
     else:
-        remove(out / SCORES)
+        copy_file(source, out / SCORES)
 
 
 def _require_listed(directory: Path, model: str, manifest: Manifest) -> None:

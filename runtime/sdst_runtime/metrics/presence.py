@@ -32,13 +32,10 @@ def presence_metrics(
     presence_N = presences(predictions)
     if there_N.all() or not there_N.any():
         raise InputError("presence: expected present and absent queries, got one kind only")
-    answered_N = presence_N >= threshold
     iou_N = np.zeros(len(there_N))
     iou_N[there_N] = first_iou
-    hits = {
-        f"R1@{iou:g} with absent": 100 * float(np.mean(np.where(there_N, answered_N & (iou_N >= iou), ~answered_N)))
-        for iou in (0.5, 0.7)
-    }
+    answered_N = presence_N >= threshold
+    hits = {f"R1@{iou:g} with absent": recall_with_absent(answered_N, there_N, iou_N >= iou) for iou in (0.5, 0.7)}
     return {
         "queries": len(there_N),
         "absent": int((~there_N).sum()),
@@ -73,6 +70,11 @@ def answering(presence_N: np.ndarray, there_N: np.ndarray, threshold: float) -> 
         "recall": 100 * right / there_N.sum() if there_N.any() else 100.0,
         "refused": 100 * float((~answered_N & ~there_N).sum() / max((~there_N).sum(), 1)),
     }
+
+
+def recall_with_absent(answered_N: np.ndarray, there_N: np.ndarray, right_N: np.ndarray) -> float:
+    """Percent of the queries that are answered rightly where they are present, and not answered where absent."""
+    return 100 * float(np.mean(np.where(there_N, answered_N & right_N, ~answered_N)))
 
 
 def auroc(score_N: np.ndarray, true_N: np.ndarray) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..data.annotations import Row, is_absent
 from ..data.config import DataConfig
 from ..data.dataset import Sample
@@ -68,6 +70,12 @@ def absent_too(rows: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
     return presence_metrics(rows, truth, first_iou(predicted_windows(found, 1), annotated).tolist())
 
 
+def with_so_many(windows_N: np.ndarray) -> dict[str, np.ndarray]:
+    """The queries of each of COUNTS, N bool, from their numbers of windows; numbers that no query has are left out."""
+    chosen = {n: (windows_N >= least) & (windows_N <= (most or windows_N.max())) for n, (least, most) in COUNTS.items()}
+    return {name: queries for name, queries in chosen.items() if queries.any()}
+
+
 def by_windows(rows: Sequence[Row], truth: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """mAP, R1@0.5 and R1@0.7 of the queries with so many annotated windows; empty when all have as many."""
     annotated = annotated_windows(pair(rows, truth))
@@ -75,10 +83,7 @@ def by_windows(rows: Sequence[Row], truth: Sequence[Row]) -> dict[str, dict[str,
     if len(set(counts.tolist())) < 2:
         return {}
     predicted, groups = predicted_windows(rows, MAX_WINDOWS), {}
-    for name, (least, most) in COUNTS.items():
-        chosen = (counts >= least) & (counts <= (most or counts.max()))
-        if not chosen.any():
-            continue
+    for name, chosen in with_so_many(counts).items():
         values = retrieval(take(predicted, chosen), take(annotated, chosen))
         groups[name] = {
             "queries": int(chosen.sum()),
