@@ -2,8 +2,9 @@
 
     x -> QuantizeLinear -> DequantizeLinear -> MatMul, Gemm or Conv <- DequantizeLinear <- int8 weight
 
-An activation has one pair, whoever reads it quantised; who reads it otherwise still gets x. Scales are constants in
-the type of the tensor, zero points are 0 and int8. That is what TensorRT's explicit quantisation takes without a
+Who reads x otherwise still gets x. Products that read one x share its scale, and each has a pair of its own: ONNX
+Runtime computes in int8 only what is alone behind its QuantizeLinear. Scales are constants in the type of the tensor,
+zero points are 0 and int8. That is what TensorRT's explicit quantisation takes without a
 calibrator: per-tensor activations, per-channel weights "rooted at a constant" (NvInfer.h 10.3, IDequantizeLayer), as
 int8 constants, which its guide calls pre-quantised weights. Each product has a DequantizeLinear of its own for the
 weight, also where steps share one: it is fused with the one product that reads it.
@@ -146,29 +147,27 @@ class _Edit:
         self.activations: dict[str, float] = {}
         self.weights: dict[str, WeightScales] = {}
         self._graph, self._scales, self._folder = graph, scales, folder
-        self._pairs: dict[str, gs.Variable] = {}
+        self._activations: dict[str, tuple[gs.Constant, ...]] = {}
         self._constants: dict[str, tuple[gs.Constant, ...]] = {}
 
     def wrap(self, node: Any, product: Product) -> None:
         source: Any = _require_source(node.inputs[1])
-        dtype = np.dtype(source.dtype)
-        node.inputs[0] = self._activation(node, product.layer, dtype)
+        node.inputs[0] = self._activation(node, product, np.dtype(source.dtype))
         node.inputs[1] = self._weight(node, product)
 
-    def _activation(self, node: Any, layer: str, dtype: np.dtype[Any]) -> gs.Variable:
+    def _activation(self, node: Any, product: Product, dtype: np.dtype[Any]) -> gs.Variable:
         tensor = node.inputs[0]
-        if tensor.name in self._pairs:
-            return self._pairs[tensor.name]
-        if tensor.name not in self._scales:
-            raise InputError(f"{layer}: no scale for {tensor.name}; calibrate with data that reaches it")
-        scale = scale_in(self._scales[tensor.name], dtype)
-        self.activations[tensor.name] = float(scale)
-        constants = self._scale(tensor.name, scale)
-        codes = gs.Variable(f"{tensor.name}/int8", np.int8, tensor.shape)
-        restored = gs.Variable(f"{tensor.name}/from_int8", dtype, tensor.shape)
-        self._add(node, "QuantizeLinear", f"{layer}/QuantizeLinear_{tensor.name}", [tensor, *constants], codes)
-        self._add(node, "DequantizeLinear", f"{layer}/DequantizeLinear_{tensor.name}", [codes, *constants], restored)
-        self._pairs[tensor.name] = restored
+        if tensor.name not in self._activations:
+            if tensor.name not in self._scales:
+                raise InputError(f"{product.layer}: no scale for {tensor.name}; calibrate with data that reaches it")
+            scale = scale_in(self._scales[tensor.name], dtype)
+            self.activations[tensor.name] = float(scale)
+            self._activations[tensor.name] = self._scale(tensor.name, scale)
+        constants = self._activations[tensor.name]
+        codes = gs.Variable(f"{product.node}/int8", np.int8, tensor.shape)
+        restored = gs.Variable(f"{product.node}/from_int8", dtype, tensor.shape)
+        self._add(node, "QuantizeLinear", f"{product.node}/QuantizeLinear", [tensor, *constants], codes)
+        self._add(node, "DequantizeLinear", f"{product.node}/DequantizeLinear", [codes, *constants], restored)
         return restored
 
     def _weight(self, node: Any, product: Product) -> gs.Variable:
@@ -182,7 +181,8 @@ class _Edit:
             )
         constants = self._constants[product.weight]
         restored = gs.Variable(f"{product.node}/weight", constants[1].dtype, constants[0].shape)
-        self._add(node, "DequantizeLinear", f"{product.node}/DequantizeLinear", constants, restored, axis=product.axis)
+        name = f"{product.node}/DequantizeLinear_weight"
+        self._add(node, "DequantizeLinear", name, constants, restored, axis=product.axis)
         return restored
 
     def _scale(self, name: str, scale: np.ndarray) -> tuple[gs.Constant, gs.Constant]:

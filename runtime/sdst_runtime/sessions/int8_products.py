@@ -7,6 +7,10 @@ session keeps Q/DQ apart from the products, which then are products of floats, a
 out, whose rounding would cost time and gain nothing: as fast as float32, and nearer to it. Whoever asks for the file as
 it is written (parity, calibration) gets the rounding too.
 
+Where they are exact, ONNX Runtime computes in int8 the products that are alone behind their QuantizeLinear, and the
+others in float, with weights that it restores in every run. Its removal of common subexpressions would make one of the
+pairs of products that read one activation, so that optimiser is left out.
+
 (ONNX Runtime's own remedy, session.x64quantprecision, refuses files in which several products read one weight, as the
 steps of a head do.)
 """
@@ -14,6 +18,7 @@ steps of a head do.)
 from __future__ import annotations
 
 import functools
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,7 @@ from .ort import import_onnxruntime
 
 FLOAT_PRODUCTS = ("session.disable_quant_qdq", "1")  # of a session's config: Q/DQ are computed in float
 NO_ROUNDING = ("session.enable_quant_qdq_cleanup", "1")  # with the above: pairs of Q and DQ are dropped
+MERGED_PAIRS = "CommonSubexpressionElimination"  # the optimiser that makes one pair of several alike
 LARGEST = 127.0
 K, N = 64, 8  # of the known product: x B K of codes, times a K N weight of +-127, all scales 1
 MODEL = Path(__file__).parent / "assets" / "int8_product.onnx"
@@ -35,6 +41,15 @@ def products_are_exact() -> bool:
     Raises DependencyError where ONNX Runtime is missing or cannot run it.
     """
     return bool(np.array_equal(known_product(), expected_product()))
+
+
+def has_pairs(path: Path) -> bool:
+    """Whether an ONNX file has Q/DQ. Raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b"QuantizeLinear") >= 0
 
 
 def known_product(*config: tuple[str, str]) -> np.ndarray:

@@ -3,7 +3,7 @@
 Inputs and outputs are bound where they lie in the caller's memory, so on a CPU nothing is copied. Against a plain
 `InferenceSession.run` that saves no time which could be told from noise (docs/benchmarking.md): the outputs are small.
 
-Where the processor's int8 products saturate, Q/DQ of an int8 model are computed in float (int8_products.py).
+How an int8 model is opened depends on the processor's int8 products (int8_products.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .. import bounds
 from ..errors import ContractError, DependencyError, InputError, SessionError, foreign_errors
 from ..machine import DeviceChoice, usable_cores
 from .base import ProcessSession, TensorInfo, require_inputs
-from .int8_products import FLOAT_PRODUCTS, NO_ROUNDING, products_are_exact
+from .int8_products import FLOAT_PRODUCTS, MERGED_PAIRS, NO_ROUNDING, has_pairs, products_are_exact
 from .ort import import_onnxruntime
 
 CUDA = "CUDAExecutionProvider"
@@ -115,14 +115,16 @@ def _load(path: Path, threads: int, device: DeviceChoice, as_written: bool) -> A
     options.log_severity_level = 3
     # By default a model's threads spin for a while after a run, on the cores that the bundle's next model needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if not products_are_exact():
-        options.add_session_config_entry(*FLOAT_PRODUCTS)
-        if not as_written:
-            options.add_session_config_entry(*NO_ROUNDING)
     try:
         providers = _providers(ort.get_available_providers(), device)
         # On a CPU the fused residual and norm is slower than the two (docs/benchmarking.md).
         slower = ["SkipLayerNormFusion"] if providers == [CPU] else []
+        if has_pairs(path) and products_are_exact():
+            slower += [MERGED_PAIRS]
+        elif has_pairs(path):
+            options.add_session_config_entry(*FLOAT_PRODUCTS)
+            if not as_written:
+                options.add_session_config_entry(*NO_ROUNDING)
         return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=slower)
     except DependencyError:
         raise

@@ -103,14 +103,16 @@ def test_the_graph_computes_what_its_codes_say(dtype, tmp_path):
             assert np.linalg.norm(session.run({"x": x})["y"] - got) / np.linalg.norm(got) < 0.005
 
 
-def test_one_pair_an_activation_one_dequantise_a_product():
+def test_each_product_has_its_pair_and_shares_the_scale():
     model = small_graph()
     quantised = quantise_model(model, {"a.t", "a.u"}, SCALES)
     kinds = [node.op_type for node in quantised.model.graph.node]
-    assert kinds.count("QuantizeLinear") == 1  # both read `flat`
-    assert kinds.count("DequantizeLinear") == 3
+    assert kinds.count("QuantizeLinear") == 2
+    assert kinds.count("DequantizeLinear") == 4
     named = nodes_by_name(quantised.model)
-    assert named["a.t/Gemm_3"].input[0] == named["a.u/MatMul_6"].input[0] == "flat/from_int8"
+    for product in ("a.t/Gemm_3", "a.u/MatMul_6"):
+        assert named[product].input[0] == f"{product}/from_int8"
+        assert list(named[f"{product}/QuantizeLinear"].input) == ["flat", "flat/scale", "flat/zero"]
     assert list(named["a.b/MatMul_1"].input) == ["conv", "m"]
     assert list(named["a/MatMul_8"].input) == ["columns", "gemm"]
     assert quantised.activations == {"flat": pytest.approx(0.2)}

@@ -28,8 +28,10 @@ from sdst_runtime.grounding.bundle import Bundle
 from sdst_runtime.sessions import int8_products
 from sdst_runtime.sessions.int8_products import (
     FLOAT_PRODUCTS,
+    MERGED_PAIRS,
     MODEL,
     expected_product,
+    has_pairs,
     known_product,
     known_weight,
     products_are_exact,
@@ -118,6 +120,36 @@ def test_a_session_keeps_to_floats_where_products_saturate(int8, exported, monke
     rounding, left = errors(expected, wide), errors(unrounded, wide)
     assert all(left[name] < 0.9 * rounding[name] for name in wide), (left, rounding)
     assert not any(np.array_equal(unrounded[name], got[name]) for name in wide)
+
+
+def test_a_file_says_whether_it_has_pairs(int8, exported, tmp_path):
+    assert has_pairs(int8[0])
+    assert not has_pairs(exported.directory / "head.onnx")
+    (tmp_path / "empty.onnx").touch()
+    assert not has_pairs(tmp_path / "empty.onnx")
+
+
+def test_a_session_computes_every_product_with_a_pair_in_int8(int8, monkeypatch, tmp_path):
+    """Also those that read one activation, whose pairs ONNX Runtime would make one, and then compute them in float."""
+    if not products_are_exact():
+        pytest.skip("needs a processor whose int8 products are exact (VNNI, AMX)")
+    path, plain, optimised = int8[0], ort.InferenceSession, tmp_path / "optimised.onnx"
+    pairs = sum(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+
+    def opened(file, options, **kwargs):
+        options.optimized_model_filepath = str(optimised)
+        return plain(file, options, **kwargs)
+
+    def products_in_int8() -> int:
+        return sum(node.op_type == "MatMulIntegerToFloat" for node in onnx.load(optimised).graph.node)
+
+    opened(str(path), ort.SessionOptions(), providers=["CPUExecutionProvider"])
+    assert products_in_int8() < pairs
+    opened(str(path), ort.SessionOptions(), providers=["CPUExecutionProvider"], disabled_optimizers=[MERGED_PAIRS])
+    assert products_in_int8() == pairs
+    monkeypatch.setattr(ort, "InferenceSession", opened)
+    OnnxRuntimeSession(path, 1, "cpu").close()
+    assert products_in_int8() == pairs
 
 
 def test_kernels_that_saturate(int8, tmp_path):
