@@ -54,6 +54,16 @@ def test_a_missing_package_is_said_with_its_extra(package, verb, extra):
     assert done.stderr.endswith(f"run pip install '.[{extra}]' in the project's checkout\n")
 
 
+@pytest.mark.parametrize(("given", "kept"), [("", True), ("[*sys.argv[1:]]", False)])
+def test_only_a_process_of_its_own_keeps_its_imports_from_collection(given, kept, tmp_path):
+    program = f"import gc, sys; from sdst.cli import main; code = main({given}); assert gc.isenabled(); "
+    program += f"assert (gc.get_freeze_count() > 1000) is {kept}, gc.get_freeze_count(); sys.exit(code)"
+    command = [sys.executable, "-c", program, "ground", "nothing", "--bundle", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: no video given"), done.stderr
+
+
 def test_unwritable_outputs(capsys, exported, video, tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("here first")
