@@ -29,7 +29,7 @@ from sdst_train.study.ablation_report import (
     make_comparison,
     shown_metrics,
     table_cells,
-    write_picture,
+    write_pictures,
     write_tables,
 )
 
@@ -110,11 +110,11 @@ class _Work:
             self._say("no run is finished yet")
             return
         write_tables(self.out, comparison)
-        write_picture(self.out, comparison)
+        write_pictures(self.out, comparison)
         _print_whole(_table(comparison))
         if comparison.missing:
             self._say(f"not finished: {'; '.join(comparison.missing)}; start the command again for the whole table")
-        self._say(f"numbers, table and picture: {self.out}/ablation.json, .md and .png")
+        self._say(f"numbers, table and pictures: {self.out}/ablation.json, .md and .png, curves.png")
 
     def _comparison(self) -> Comparison:
         results = [result for run in self.runs if (result := read_result(run)) is not None]

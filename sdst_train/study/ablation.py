@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdst_runtime.data.dataset import Split
 from sdst_runtime.errors import ContractError, InputError, InUseError
-from sdst_runtime.files import only_process
+from sdst_runtime.files import only_process, read_jsonl
 from sdst_runtime.strict_json import read_json
 
 from ..backbone.vision import POOLS, Pool
@@ -47,6 +47,7 @@ class Result:
     cell: str
     seed: int
     metrics: dict[str, float]
+    curve: tuple[float, ...]  # what the best epoch was chosen by, after each epoch
     best_epoch: int
     seconds: float
     machine: dict[str, str]
@@ -111,6 +112,7 @@ def read_result(run: Run) -> Result | None:
         cell=run.cell,
         seed=run.config.seed,
         metrics={name: value for name, value in brief.items() if value is not None},
+        curve=tuple(row[run.config.select_by] for row in read_jsonl(run.directory / "metrics.jsonl")),
         best_epoch=facts["finished"]["best_epoch"],
         seconds=facts["finished"]["seconds"],
         machine=facts["machine"],

@@ -1,4 +1,5 @@
-"""What an ablation leaves behind: OUT/ablation.json with every number, ablation.md with the table, ablation.png.
+"""What an ablation leaves behind: OUT/ablation.json with every number, ablation.md with the table, ablation.png, and
+curves.png (ablation_curves.py).
 
 Metrics are percent. A partial ablation has a report too: cells without a finished run have n = 0.
 """
@@ -20,6 +21,7 @@ from sdst_runtime.files import write_bytes, write_json, write_text
 
 from ..loop.run_report import HIGHLIGHTS, MOMENTS, RETRIEVAL
 from .ablation import BASE, CellStatistics, Result, Run, Statistic, compare
+from .ablation_curves import draw_curves
 
 BLUE, ORANGE, GREY, PALE = (
     "#0072B2",
@@ -68,9 +70,10 @@ def write_tables(out: Path, comparison: Comparison) -> None:
     write_text(Path(out) / "ablation.md", as_markdown(comparison))
 
 
-def write_picture(out: Path, comparison: Comparison) -> None:
-    """Write ablation.png. Raises InputError where that cannot be."""
+def write_pictures(out: Path, comparison: Comparison) -> None:
+    """Write ablation.png and curves.png. Raises InputError where that cannot be."""
     write_bytes(Path(out) / "ablation.png", draw(comparison))
+    write_bytes(Path(out) / "curves.png", draw_curves(comparison.results, comparison.select_by))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -84,7 +87,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             for row in comparison.rows
         ],
         "runs": [
-            {"cell": r.cell, "seed": r.seed, "best_epoch": r.best_epoch, "seconds": r.seconds, "metrics": r.metrics}
+            {
+                "cell": r.cell,
+                "seed": r.seed,
+                "best_epoch": r.best_epoch,
+                "seconds": r.seconds,
+                "metrics": r.metrics,
+                "curve": r.curve,
+            }
             for r in comparison.results
         ],
         "missing": comparison.missing,

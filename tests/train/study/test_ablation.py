@@ -176,8 +176,9 @@ def test_statistics_are_numpys():
 
 
 def results(**metrics_by_cell: list[float]) -> list[Result]:
+    facts = ((1.0,), 1, 1.0, {"cores": "2"}, {"torch": "1"})
     return [
-        Result(cell, seed, {"MR-full-R1@0.5": value, "MR-full-mAP": 2 * value}, 1, 1.0, {"cores": "2"}, {"torch": "1"})
+        Result(cell, seed, {"MR-full-R1@0.5": value, "MR-full-mAP": 2 * value}, *facts)
         for cell, values in metrics_by_cell.items()
         for seed, value in enumerate(values)
     ]
@@ -240,7 +241,12 @@ def test_the_whole_command(tmp_path, capsys, config):
     assert shown in (out / "ablation.md").read_text()
     assert shown in printed
     assert "query_init=pure" in printed
-    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("ablation.png", "curves.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    for run in written["runs"]:
+        log = (out / run["cell"] / f"seed-{run['seed']}" / "metrics.jsonl").read_text().splitlines()
+        assert run["curve"] == [json.loads(line)["MR-full-mAP"] for line in log]
+        assert run["curve"][run["best_epoch"] - 1] == max(run["curve"]) == run["metrics"]["MR-full-mAP"]
 
     before = {cell: digests(out / cell) for cell in ("base", "query_init=pure")}
     assert ablate(capsys, path, "--over", "query_init", "--seeds", 2, "--out", out)[0] == 0
