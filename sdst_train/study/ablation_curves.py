@@ -25,7 +25,7 @@ def draw_curves(results: Sequence[Result], title: str) -> bytes:
     figure = Figure(figsize=(1 + 3.6 * columns, 0.4 + 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, factor in zip(panels, factors, strict=False):
-        _draw_panel(panel, results, [cell for cell in cells if cell == BASE or cell.split("=")[0] == factor])
+        draw_panel(panel, results, [cell for cell in cells if cell == BASE or cell.split("=")[0] == factor])
     for panel in panels[len(factors) :]:
         panel.set_visible(False)
     figure.supxlabel("epoch", fontsize=9)
@@ -35,7 +35,8 @@ def draw_curves(results: Sequence[Result], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_panel(panel: Axes, results: Sequence[Result], cells: Sequence[str]) -> None:
+def draw_panel(panel: Axes, results: Sequence[Result], cells: Sequence[str]) -> None:
+    """The curves of some cells."""
     colours = iter(COLOURS * len(cells))
     for cell in cells:
         colour = "black" if cell == BASE else next(colours)

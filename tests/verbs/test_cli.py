@@ -56,8 +56,21 @@ def test_a_missing_package_is_said_with_its_extra(package, verb, extra):
 
 @pytest.mark.parametrize(("given", "kept"), [("", True), ("[*sys.argv[1:]]", False)])
 def test_only_a_process_of_its_own_keeps_its_imports_from_collection(given, kept, tmp_path):
-    program = f"import gc, sys; from sdst.cli import main; code = main({given}); assert gc.isenabled(); "
-    program += f"assert (gc.get_freeze_count() > 1000) is {kept}, gc.get_freeze_count(); sys.exit(code)"
+    program = "\n".join(
+        [
+            "import gc, sys",
+            "enabled = []",
+            "class Seen:",
+            "    def find_spec(self, name, path=None, target=None):",
+            "        enabled.extend([gc.isenabled()] if name == 'sdst.ground' else [])",
+            "sys.meta_path.insert(0, Seen())",
+            "from sdst.cli import main",
+            f"code = main({given})",
+            f"assert (enabled, gc.isenabled()) == ([not {kept}], True), enabled",
+            f"assert (gc.get_freeze_count() > 1000) is {kept}, gc.get_freeze_count()",
+            "sys.exit(code)",
+        ]
+    )
     command = [sys.executable, "-c", program, "ground", "nothing", "--bundle", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr

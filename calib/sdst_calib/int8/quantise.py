@@ -4,10 +4,10 @@
 
 Who reads x otherwise still gets x. Products that read one x share its scale, and each has a pair of its own: ONNX
 Runtime computes in int8 only what is alone behind its QuantizeLinear. Scales are constants in the type of the tensor,
-zero points are 0 and int8. That is what TensorRT's explicit quantisation takes without a
-calibrator: per-tensor activations, per-channel weights "rooted at a constant" (NvInfer.h 10.3, IDequantizeLayer), as
-int8 constants, which its guide calls pre-quantised weights. Each product has a DequantizeLinear of its own for the
-weight, also where steps share one: it is fused with the one product that reads it.
+zero points are 0 and int8. That is what TensorRT's explicit quantisation takes without a calibrator: per-tensor
+activations, per-channel weights "rooted at a constant" (NvInfer.h 10.3, IDequantizeLayer), as int8 constants, which its
+guide calls pre-quantised weights. Each product has a DequantizeLinear of its own for the weight, also where steps share
+one: it is fused with the one product that reads it.
 
 A product of two activations (attention, the cosine) stays: one of the two comes from a softmax or is a score.
 """
@@ -164,10 +164,10 @@ class _Edit:
             self.activations[tensor.name] = float(scale)
             self._activations[tensor.name] = self._scale(tensor.name, scale)
         constants = self._activations[tensor.name]
-        codes = gs.Variable(f"{product.node}/int8", np.int8, tensor.shape)
-        restored = gs.Variable(f"{product.node}/from_int8", dtype, tensor.shape)
-        self._add(node, "QuantizeLinear", f"{product.node}/QuantizeLinear", [tensor, *constants], codes)
-        self._add(node, "DequantizeLinear", f"{product.node}/DequantizeLinear", [codes, *constants], restored)
+        codes = gs.Variable(f"{product.node}_int8", np.int8, tensor.shape)
+        restored = gs.Variable(f"{product.node}_from_int8", dtype, tensor.shape)
+        self._add(node, "QuantizeLinear", f"{product.node}_QuantizeLinear", [tensor, *constants], codes)
+        self._add(node, "DequantizeLinear", f"{product.node}_DequantizeLinear", [codes, *constants], restored)
         return restored
 
     def _weight(self, node: Any, product: Product) -> gs.Variable:
@@ -180,8 +180,8 @@ class _Edit:
                 product.axis, scales.size, float(scales.min()), float(scales.max())
             )
         constants = self._constants[product.weight]
-        restored = gs.Variable(f"{product.node}/weight", constants[1].dtype, constants[0].shape)
-        name = f"{product.node}/DequantizeLinear_weight"
+        restored = gs.Variable(f"{product.node}_weight", constants[1].dtype, constants[0].shape)
+        name = f"{product.node}_DequantizeLinear_weight"
         self._add(node, "DequantizeLinear", name, constants, restored, axis=product.axis)
         return restored
 

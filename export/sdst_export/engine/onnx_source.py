@@ -23,8 +23,9 @@ from sdst_runtime.sessions.base import MODELS, ModelKind
 from sdst_runtime.sessions.tensorrt.compat import PLUGIN
 from sdst_runtime.sessions.tensorrt.sidecar import TensorRecord
 
-from .parser_form import parser_form
+from .parser_form import nodes_once, parser_form
 
+PAIR = ("QuantizeLinear", "DequantizeLinear")
 TRAINED = ("usual_clips", "longest_clips")
 
 
@@ -74,10 +75,13 @@ def read_graph(path: Path) -> EngineGraph:
 def model_for_parser(path: Path) -> bytes:
     """The model for TensorRT's parser; weights in a file of their own stay there. Raises InputError as `read_graph`.
 
+    An activation of an int8 model, which has a pair of Q/DQ for each product, for ONNX Runtime, gets one pair again.
     Read anew, so that nobody holds the model while TensorRT builds.
     """
     model = _load(path)
     del model.functions[:]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    nodes_once(model.graph, lambda node: node.op_type in PAIR and node.input[0] not in weights)
     _read_after_cast(model.graph)
     return model.SerializeToString()
 

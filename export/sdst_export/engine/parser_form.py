@@ -7,7 +7,7 @@ the parser would put in a layer each time. Measured in docs/export.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import onnx
 import onnx.inliner
@@ -22,7 +22,7 @@ def parser_form(model: onnx.ModelProto) -> onnx.ModelProto:
     model = onnx.inliner.inline_local_functions(model)
     graph = model.graph
     _constants_once(graph)
-    _nodes_once(graph)
+    nodes_once(graph)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     _drop_casts(model.graph)
     _add_axes(model.graph)
@@ -59,8 +59,8 @@ def _content(tensor: onnx.TensorProto) -> bytes:
     return bare.SerializeToString()
 
 
-def _nodes_once(graph: onnx.GraphProto) -> None:
-    """One node for those that compute the same of the same."""
+def nodes_once(graph: onnx.GraphProto, among: Callable[[onnx.NodeProto], bool] = lambda node: True) -> None:
+    """One node for those, `among` some, that compute the same of the same."""
     outputs = {value.name for value in graph.output}
     known: dict[tuple[object, ...], onnx.NodeProto] = {}
     renamed, kept = {}, []
@@ -68,7 +68,7 @@ def _nodes_once(graph: onnx.GraphProto) -> None:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)
         first = known.setdefault((node.domain, node.op_type, *node.input, *attributes), node)
-        if first is node or outputs & set(node.output):
+        if first is node or outputs & set(node.output) or not among(node):
             kept.append(node)
         else:
             renamed |= dict(zip(node.output, first.output))

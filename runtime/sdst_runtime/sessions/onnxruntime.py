@@ -119,9 +119,10 @@ def _load(path: Path, threads: int, device: DeviceChoice, as_written: bool) -> A
         providers = _providers(ort.get_available_providers(), device)
         # On a CPU the fused residual and norm is slower than the two (docs/benchmarking.md).
         slower = ["SkipLayerNormFusion"] if providers == [CPU] else []
-        if has_pairs(path) and products_are_exact():
+        pairs = has_pairs(path)
+        if pairs and providers == [CPU] and products_are_exact():
             slower += [MERGED_PAIRS]
-        elif has_pairs(path):
+        elif pairs and not products_are_exact():
             options.add_session_config_entry(*FLOAT_PRODUCTS)
             if not as_written:
                 options.add_session_config_entry(*NO_ROUNDING)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdst_calib.int8.quantise import default_kept, find_products, quantise_model, within
 from sdst_calib.int8.sensitivity import Measured, rank_layers, search_within
+from sdst_export.engine.onnx_source import model_for_parser
 from sdst_export.rdsa_op import rdsa_nodes
 from sdst_runtime.errors import ContractError, InputError
 from sdst_runtime.sessions.onnxruntime import OnnxRuntimeSession
@@ -111,14 +112,27 @@ def test_each_product_has_its_pair_and_shares_the_scale():
     assert kinds.count("DequantizeLinear") == 4
     named = nodes_by_name(quantised.model)
     for product in ("a.t/Gemm_3", "a.u/MatMul_6"):
-        assert named[product].input[0] == f"{product}/from_int8"
-        assert list(named[f"{product}/QuantizeLinear"].input) == ["flat", "flat/scale", "flat/zero"]
+        assert named[product].input[0] == f"{product}_from_int8"
+        assert list(named[f"{product}_QuantizeLinear"].input) == ["flat", "flat/scale", "flat/zero"]
     assert list(named["a.b/MatMul_1"].input) == ["conv", "m"]
     assert list(named["a/MatMul_8"].input) == ["columns", "gemm"]
     assert quantised.activations == {"flat": pytest.approx(0.2)}
     assert quantised.weights["g"].axis == 0
     assert quantised.weights["g"].channels == 7
     assert {e.key: e.value for e in quantised.model.metadata_props} == {"sdst.kind": "small"}
+
+
+def test_tensorrt_gets_one_pair_an_activation(tmp_path):
+    """A pair a product is for ONNX Runtime; the weights keep a DequantizeLinear each, and the numbers stay."""
+    x = np.random.default_rng(1).standard_normal((2, 6, 8, 8)).astype(np.float32)
+    quantised = quantise_model(small_graph(), {"a.t", "a.u"}, SCALES).model
+    onnx.save(quantised, tmp_path / "int8.onnx")
+    given = onnx.load_from_string(model_for_parser(tmp_path / "int8.onnx"))
+    kinds = [node.op_type for node in given.graph.node]
+    assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (1, 3)
+    named = nodes_by_name(given)
+    assert named["a.t/Gemm_3"].input[0] == named["a.u/MatMul_6"].input[0]
+    np.testing.assert_array_equal(run(given, x), run(quantised, x))
 
 
 def test_what_a_graph_cannot_give():

@@ -30,6 +30,7 @@ from sdst_runtime.sessions.int8_products import (
     FLOAT_PRODUCTS,
     MERGED_PAIRS,
     MODEL,
+    NO_ROUNDING,
     expected_product,
     has_pairs,
     known_product,
@@ -150,6 +151,27 @@ def test_a_session_computes_every_product_with_a_pair_in_int8(int8, monkeypatch,
     monkeypatch.setattr(ort, "InferenceSession", opened)
     OnnxRuntimeSession(path, 1, "cpu").close()
     assert products_in_int8() == pairs
+
+
+def test_a_file_without_pairs_is_opened_as_ever(exported, monkeypatch):
+    """Whatever the processor: nothing is tried on it, no optimiser is left out and no entry set for int8."""
+    plain, seen = ort.InferenceSession, {}
+
+    def opened(file, options, **kwargs):
+        seen.update(kwargs)
+        for name, _ in (FLOAT_PRODUCTS, NO_ROUNDING):
+            with pytest.raises(RuntimeError, match="does not have configuration"):
+                options.get_session_config_entry(name)
+        return plain(file, options, **kwargs)
+
+    monkeypatch.setattr(int8_products, "known_product", lambda: pytest.fail("tried on the processor"))
+    monkeypatch.setattr(ort, "InferenceSession", opened)
+    products_are_exact.cache_clear()
+    try:
+        OnnxRuntimeSession(exported.directory / "head.onnx", 1, "cpu").close()
+    finally:
+        products_are_exact.cache_clear()
+    assert seen["disabled_optimizers"] == ["SkipLayerNormFusion"]
 
 
 def test_kernels_that_saturate(int8, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny_world import SPEC, TINY, make_samples, write_config, write_dataset
 
 from sdst.cli import main
@@ -23,6 +24,7 @@ from sdst_runtime.data.features import text_feature_path, video_feature_path, wr
 from sdst_runtime.errors import ContractError, InputError, InUseError
 from sdst_train.config import TrainConfig
 from sdst_train.study.ablation import Result, Run, compare, describe_base, finish_run, plan_runs, read_result, statistic
+from sdst_train.study.ablation_curves import draw_curves, draw_panel
 from sdst_train.study.ablation_report import as_json, as_markdown, draw, make_comparison
 
 torch.set_num_threads(1)
@@ -204,6 +206,24 @@ def test_a_table_of_what_is_finished():
     ]  # fmt: skip
     assert written["machines"] == [{"cores": "2"}]
     assert draw(comparison).startswith(b"\x89PNG")
+
+
+def test_curves_have_a_panel_a_factor_and_a_mean_as_far_as_all_went():
+    curves = {"base": [[1, 5, 6], [3, 7, 8]], "attention=full_ca": [[1, 2, 3], [3, 4]], "query_init=pure": [[2, 2, 2]]}
+    of = [
+        Result(cell, seed, {}, tuple(curve), 1, 1.0, {}, {})
+        for cell, seeds in curves.items()
+        for seed, curve in enumerate(seeds)
+    ]
+    first, second = Figure().subplots(1, 2)
+    assert draw_curves(of, "mAP").startswith(b"\x89PNG")
+    draw_panel(first, of, ["base", "attention=full_ca"])
+    draw_panel(second, of, ["base", "query_init=pure"])
+    thick = [line for line in first.lines if line.get_linewidth() == 2]
+    assert [list(line.get_ydata()) for line in thick] == [[2, 6, 7], [2, 3]]
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["base (n=2)", "attention=full_ca (n=2)"]
+    thin = [list(line.get_ydata()) for line in second.lines if line.get_linewidth() < 1]
+    assert thin == [[1, 5, 6], [3, 7, 8], [2, 2, 2]]
 
 
 def test_a_metric_that_one_run_lacks_has_no_statistics():
