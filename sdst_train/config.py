@@ -44,6 +44,7 @@ class ModelConfig:
     ffn_ratio: int = 4
     attention: Literal["rdsa", "deformable_ca", "full_ca"] = "rdsa"
     rdsa_context: Literal["depthwise", "full"] = "depthwise"  # the convolution that RDSA's queries are built from
+    rdsa_position: bool = False  # whether RDSA's queries are told where in the video their clips are
     detach_references: bool = True  # whether a step learns nothing from what the next ones make of its moments
     feature_mode: Literal["intermediate", "last_repeat"] = "intermediate"
     query_init: Literal["learned", "pure"] = "learned"

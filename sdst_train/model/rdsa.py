@@ -132,9 +132,10 @@ def rdsa(
 
 
 class RDSA(nn.Module):
-    """Factored form. forward(dense B T F, mask B T, reference B M 2, length B) -> B M F.
+    """Factored form. forward(dense B T F, mask B T, reference B M 2, length B, seen B T F) -> B M F.
 
-    The convolution is depth-wise, or over all channels with `full_context`.
+    `seen` is what queries are built from, as dense with the positions of its clips; by default dense. The convolution
+    is depth-wise, or over all channels with `full_context`.
     """
 
     def __init__(self, width: int, heads: int, points: int, full_context: bool = False) -> None:
@@ -148,8 +149,16 @@ class RDSA(nn.Module):
         self.out = nn.Linear(width, width)
         init_sampling(self.offset, self.logit, heads, points)
 
-    def forward(self, dense_BTF: Tensor, mask_BT: Tensor, reference_BM2: Tensor, length_B: Tensor) -> Tensor:
-        context_BTF = masked_context(self.context, dense_BTF, mask_BT)
+    def forward(
+        self,
+        dense_BTF: Tensor,
+        mask_BT: Tensor,
+        reference_BM2: Tensor,
+        length_B: Tensor,
+        seen_BTF: Tensor | None = None,
+    ) -> Tensor:
+        seen_BTF = dense_BTF if seen_BTF is None else seen_BTF
+        context_BTF = masked_context(self.context, seen_BTF, mask_BT)
         index_BM3 = clip_index(endpoint_positions(reference_BM2), length_B)
         B, M, _ = index_BM3.shape
         ends_BM3F = sample_linear(context_BTF, index_BM3.reshape(B, M * 3), length_B, "border").reshape(B, M, -1)
@@ -184,8 +193,16 @@ class LoweredRDSA(nn.Module):
             torch.cat((torch.zeros_like(end_bias), end_bias, torch.zeros_like(end_bias))).detach()
         )
 
-    def forward(self, dense_BTF: Tensor, mask_BT: Tensor, reference_BM2: Tensor, length_B: Tensor) -> Tensor:
-        endpoints = self.endpoints(masked_context(self.context, dense_BTF, mask_BT))
+    def forward(
+        self,
+        dense_BTF: Tensor,
+        mask_BT: Tensor,
+        reference_BM2: Tensor,
+        length_B: Tensor,
+        seen_BTF: Tensor | None = None,
+    ) -> Tensor:
+        seen_BTF = dense_BTF if seen_BTF is None else seen_BTF
+        endpoints = self.endpoints(masked_context(self.context, seen_BTF, mask_BT))
         return self.out(
             self.op(self.value(dense_BTF), endpoints, reference_BM2, length_B, self.heads, self.points)
         )  # fmt: skip

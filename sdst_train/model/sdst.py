@@ -65,7 +65,7 @@ class SparseStream(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.attention = config.attention
+        self.attention, self.rdsa_position = config.attention, config.rdsa_position
         self.pure = config.query_init == "pure"
         self.query = None if self.pure else nn.Parameter(torch.randn(config.queries, width) * 0.02)
         self.position = nn.Parameter(torch.randn(config.queries, width) * 0.02)
@@ -113,7 +113,8 @@ class SparseStream(nn.Module):
     def _look(self, hidden: Tensor, reference: Tensor, dense: Tensor, position: Tensor, masks: Masks) -> Tensor:
         query = hidden + self.position
         if isinstance(self.sample, RDSA | LoweredRDSA):
-            return self.sample(dense, masks.video_BT, reference, masks.length_B)
+            seen = dense + position if self.rdsa_position else None
+            return self.sample(dense, masks.video_BT, reference, masks.length_B, seen)
         if isinstance(self.sample, DeformableCrossAttention):
             return self.sample(query, dense, reference, masks.length_B)
         half = query.shape[-1] // 2

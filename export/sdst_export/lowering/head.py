@@ -283,20 +283,22 @@ class _Sparse:
 
     def _rdsa(self, step: int, sample: LoweredRDSA, reference: Tensor, dense: Tensor) -> Tensor:
         value = self.blocks.linear(sample.value, dense)
-        endpoints = self.blocks.linear(sample.endpoints, self._context(sample.context, dense))
+        with self.b.at("sparse"):
+            seen = self.b.add(dense, self.head.position) if self.module.rdsa_position else dense
+        endpoints = self.blocks.linear(sample.endpoints, self._context(sample.context, seen))
         with self.b.at("sparse.sample"):
             config = self.head.config
             sizes = Sizes(config.width, sample.heads, sample.points)
             found = rdsa_node(self.b, step, (value, endpoints, reference, self.head.length), config.queries, sizes)
         return self.blocks.linear(sample.out, found)
 
-    def _context(self, conv: nn.Conv1d, dense: Tensor) -> Tensor:
+    def _context(self, conv: nn.Conv1d, seen: Tensor) -> Tensor:
         """`masked_context`."""
         b = self.b
         with b.at(self.blocks.path(conv)):
             width = self.head.config.width
             weight, bias = (self.blocks.like(conv, numpy(w)) for w in (conv.weight[..., None], conv.bias))
-            masked = b.op("Mul", dense, self._one_where_valid(dense.dtype))  # in a third of the time of a Where
+            masked = b.op("Mul", seen, self._one_where_valid(seen.dtype))  # in a third of the time of a Where
             columns = b.transpose(b.reshape(b.cast(masked, weight.dtype), 0, 0, width, 1), 0, 2, 1, 3)
             shape = ("B", width, "T", 1)  # of two axes, as TensorRT has no convolution of one
             found = b.op("Conv", columns, weight, bias, group=conv.groups, pads=[1, 0, 1, 0], shape=shape)

@@ -41,6 +41,7 @@ CHANGES = [
     {"heads": 1, "points": 1, "queries": 1},
     {"presence": True},
     {"rdsa_context": "full"},
+    {"rdsa_position": True},
     {"attention": "deformable_ca", "query_init": "pure", "feature_mode": "last_repeat"},
 ]
 

@@ -126,6 +126,21 @@ def test_the_context_of_rdsa_is_of_a_channel_or_of_all():
     assert all(torch.isfinite(x).all() for x in out)
 
 
+def test_the_queries_of_rdsa_may_know_where_their_clips_are():
+    """Equal clips tell RDSA's queries nothing else: in one video of them all moments then look alike, or do not."""
+    for placed in (False, True):
+        model = build(rdsa_position=placed)
+        dense = torch.ones(1, 9, SMALL.width)
+        reference = torch.tensor([[[0.3, 0.2], [0.6, 0.2], [0.5, 0.2], [0.4, 0.2], [0.5, 0.3]]])
+        offsets = []
+        model.sparse.sample.offset.register_forward_hook(lambda module, given, out, kept=offsets: kept.append(out))
+        torch.nn.init.normal_(model.sparse.sample.offset.weight, generator=torch.Generator().manual_seed(0))
+        masks = Masks(torch.ones(1, 9, dtype=torch.bool), torch.ones(1, 1), torch.tensor([9], dtype=torch.int32))
+        position = torch.randn(1, 9, SMALL.width, generator=torch.Generator().manual_seed(1))
+        model.sparse._look(torch.zeros(1, SMALL.queries, SMALL.width), reference, dense, position, masks)
+        assert torch.allclose(offsets[0][0, 0], offsets[0][0, 1], atol=1e-5) is not placed
+
+
 @pytest.mark.parametrize("attention", KINDS)
 def test_narrowest_widths_run(attention):
     """A multiple of the heads and of 4 is enough, odd head widths included."""
