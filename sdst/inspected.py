@@ -45,7 +45,7 @@ def inspect_runs(
     """
     if not runs:
         raise InputError(f"expected the folder of a run or more:  sdst inspect {study.name} RUN [RUN ...]")
-    runs = tuple(dict.fromkeys(runs))
+    runs = tuple({run.resolve(): run for run in runs}.values())
     picture = out or runs[0] / f"{study.name}.png"
     if picture.suffix.lower() != ".png":
         raise InputError(f"--out: expected a name that ends in .png, got {picture}")
@@ -75,6 +75,8 @@ def open_run(run: Path, split: SplitName, root: Path | None) -> tuple[Checkpoint
 
 
 def label(run: Path, runs: Sequence[Path]) -> str:
-    """The run's name, with its parent's where another run has the same."""
-    unique = sum(other.resolve().name == run.resolve().name for other in runs) == 1
-    return run.resolve().name if unique else "/".join(run.resolve().parts[-2:])
+    """The end of the run's path that no other run has, as short as can be."""
+    ends = [other.resolve().parts for other in runs]
+    parts = run.resolve().parts
+    length = next(n for n in range(1, len(parts) + 1) if sum(other[-n:] == parts[-n:] for other in ends) == 1)
+    return "/".join(parts[-length:])

@@ -13,6 +13,7 @@ import torch
 from tiny_world import LAYERS, SPEC, TINY, make_samples, sample_of, write_dataset
 
 from sdst.cli import main
+from sdst.inspected import label
 from sdst_runtime.data.dataset import Sample
 from sdst_runtime.errors import InputError
 from sdst_train.loop.batches import collate
@@ -168,3 +169,10 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         out, error = capsys.readouterr()
         assert (out, error.count("\n")) == ("", 1)
         assert " ".join(message.split()) in error
+
+
+def test_every_run_has_a_label_of_its_own():
+    """The shortest end of its path that no other has: pictures are keyed by it."""
+    runs = [Path("a/base/seed-7"), Path("b/base/seed-7"), Path("b/other/seed-7"), Path("b/other/seed-8")]
+    assert [label(run, runs) for run in runs] == ["a/base/seed-7", "b/base/seed-7", "other/seed-7", "seed-8"]
+    assert label(runs[0], runs[:1]) == "seed-7"
