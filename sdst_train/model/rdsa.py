@@ -134,8 +134,8 @@ def rdsa(
 class RDSA(nn.Module):
     """Factored form. forward(dense B T F, mask B T, reference B M 2, length B, seen B T F) -> B M F.
 
-    `seen` is what queries are built from, as dense with the positions of its clips; by default dense. The convolution
-    is depth-wise, or over all channels with `full_context`.
+    `seen` is what queries are built from: dense, or dense with the positions of its clips. The convolution is
+    depth-wise, or over all channels with `full_context`.
     """
 
     def __init__(self, width: int, heads: int, points: int, full_context: bool = False) -> None:
@@ -150,14 +150,8 @@ class RDSA(nn.Module):
         init_sampling(self.offset, self.logit, heads, points)
 
     def forward(
-        self,
-        dense_BTF: Tensor,
-        mask_BT: Tensor,
-        reference_BM2: Tensor,
-        length_B: Tensor,
-        seen_BTF: Tensor | None = None,
+        self, dense_BTF: Tensor, mask_BT: Tensor, reference_BM2: Tensor, length_B: Tensor, seen_BTF: Tensor
     ) -> Tensor:
-        seen_BTF = dense_BTF if seen_BTF is None else seen_BTF
         context_BTF = masked_context(self.context, seen_BTF, mask_BT)
         index_BM3 = clip_index(endpoint_positions(reference_BM2), length_B)
         B, M, _ = index_BM3.shape
@@ -194,14 +188,8 @@ class LoweredRDSA(nn.Module):
         )
 
     def forward(
-        self,
-        dense_BTF: Tensor,
-        mask_BT: Tensor,
-        reference_BM2: Tensor,
-        length_B: Tensor,
-        seen_BTF: Tensor | None = None,
+        self, dense_BTF: Tensor, mask_BT: Tensor, reference_BM2: Tensor, length_B: Tensor, seen_BTF: Tensor
     ) -> Tensor:
-        seen_BTF = dense_BTF if seen_BTF is None else seen_BTF
         endpoints = self.endpoints(masked_context(self.context, seen_BTF, mask_BT))
         return self.out(
             self.op(self.value(dense_BTF), endpoints, reference_BM2, length_B, self.heads, self.points)

@@ -113,7 +113,7 @@ class SparseStream(nn.Module):
     def _look(self, hidden: Tensor, reference: Tensor, dense: Tensor, position: Tensor, masks: Masks) -> Tensor:
         query = hidden + self.position
         if isinstance(self.sample, RDSA | LoweredRDSA):
-            seen = dense + position if self.rdsa_position else None
+            seen = dense + position if self.rdsa_position else dense
             return self.sample(dense, masks.video_BT, reference, masks.length_B, seen)
         if isinstance(self.sample, DeformableCrossAttention):
             return self.sample(query, dense, reference, masks.length_B)

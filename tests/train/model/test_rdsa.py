@@ -218,8 +218,8 @@ def test_lowered_equals_factored(heads, points, seed):
     mask = torch.arange(T) < length[:, None]
     reference = torch.rand(B, M, 2, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        expected_out = factored(dense, mask, reference, length)
-        out = LoweredRDSA(factored)(dense, mask, reference, length)
+        expected_out = factored(dense, mask, reference, length, dense)
+        out = LoweredRDSA(factored)(dense, mask, reference, length, dense)
     assert expected_out.std() > 0.1
     np.testing.assert_allclose(out, expected_out, rtol=0, atol=1e-12)
 
@@ -234,7 +234,8 @@ def test_lowered_calls_the_op_it_is_given():
 
     module, reference = LoweredRDSA(RDSA(32, 2, 4), op), torch.rand(2, 5, 2)
     length = torch.tensor([9, 4], dtype=torch.int32)
-    module(torch.randn(2, 9, 32), torch.arange(9) < length[:, None], reference, length)
+    dense = torch.randn(2, 9, 32)
+    module(dense, torch.arange(9) < length[:, None], reference, length, dense)
     ((value, endpoints, *rest),) = calls
     assert (value.shape, endpoints.shape) == ((2, 9, 32), (2, 9, 3 * 2 * 2 * 4))
     assert rest[0] is reference
@@ -257,7 +258,7 @@ def test_fresh_module_looks_around_the_moment():
             linear.weight.copy_(torch.eye(32))
             linear.bias.zero_()
         reference, length = torch.tensor([[[0.5, 0.25]]]), torch.tensor([T], dtype=torch.int32)
-        out = module(ramp, torch.ones(1, T, dtype=torch.bool), reference, length).reshape(8, 4)
+        out = module(ramp, torch.ones(1, T, dtype=torch.bool), reference, length, ramp).reshape(8, 4)
     middle, half = 0.5 * T - 0.5, 0.25 * T / 2
     for h in range(8):
         np.testing.assert_allclose(out[h], middle + half * math.cos(math.pi * h / 2) * (1 + 2 + 3 + 4) / 16, rtol=1e-5)
@@ -271,8 +272,8 @@ def test_context_sees_zeros_beyond_the_video():
     dense[:, 5:] = 1e3
     reference, length = torch.tensor([[[0.5, 1.0], [0.95, 0.1]]]), torch.tensor([5], dtype=torch.int32)
     with torch.no_grad():
-        short = module(dense[:, :5], torch.ones(1, 5, dtype=torch.bool), reference, length)
-        long = module(dense, (torch.arange(9) < 5)[None], reference, length)
+        short = module(dense[:, :5], torch.ones(1, 5, dtype=torch.bool), reference, length, dense[:, :5])
+        long = module(dense, (torch.arange(9) < 5)[None], reference, length, dense)
     np.testing.assert_allclose(long, short, atol=1e-6)
 
 
